@@ -1,0 +1,175 @@
+"""What each stage returns and `--json` prints: one record a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from softlabel.schemas.model import Record
+
+
+class PrepareReport(Record):
+    """What 'prepare' wrote: rows a part, class names, and height, width, channels."""
+
+    output: Path
+    rows: dict[str, int]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+class ExportReport(Record):
+    """What 'export' wrote, and how far ONNX Runtime is from PyTorch, per batch size.
+
+    max_difference: the largest |difference| of two logits over all batch sizes checked.
+    """
+
+    output: Path
+    bytes: int
+    sha256: str
+    parameters: int
+    opset: int
+    checked_batch_sizes: tuple[int, ...]
+    checked_on: str
+    max_difference: float
+    allowed_difference: float
+
+
+class InferReport(Record):
+    """What 'infer' wrote, how fast, and what bounded it. Seconds are wall time.
+
+    busy: seconds that each step worked; bound: the step that worked longest.
+    teacher_accuracy: share of rows with a hard label whose top-1 equals it, null without any.
+    """
+
+    output: Path
+    identity_sha256: str
+    rows: int
+    rows_written: int
+    shards: int
+    shards_kept: int
+    bytes: int
+    provider: str
+    device: str
+    seconds: float
+    samples_per_second: float
+    busy: dict[str, float]
+    bound: str
+    teacher_accuracy: float | None
+    kl_mean: dict[str, float]
+
+
+class EpochRecord(Record):
+    """One epoch: means over its samples. Terms that the loss does not have are null.
+
+    soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
+    """
+
+    epoch: int
+    learning_rate: float
+    loss: float
+    hard: float
+    soft: float | None = None
+    soft_kl: float | None = None
+    train_accuracy: float
+    validation_accuracy: float | None = None
+    validation_nll: float | None = None
+
+
+class TrainReport(Record):
+    """What 'train-student' wrote: the card's folder, the curves and the last epoch's figures."""
+
+    output: Path
+    run: str
+    seed: int
+    loss: str
+    parameters: int
+    samples: int
+    steps: int
+    device: str
+    seconds: float
+    labels_identity_sha256: str | None
+    history: tuple[EpochRecord, ...]
+
+
+class StudentCard(Record):
+    """student.json: all that is needed to build the student again and to feed it."""
+
+    format_version: int = 1
+    run: str
+    seed: int
+    model: str
+    model_args: dict[str, object]
+    weights: str
+    weights_sha256: str
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    parameters: int
+    loss: str
+    temperature: float | None
+    soft_weight: float | None
+    label_smoothing: float
+    labels_identity_sha256: str | None
+
+
+class Bin(Record):
+    """One bin of a reliability diagram: confidences in (low, high]; means are null when empty."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class StudentMetrics(Record):
+    """One model on one source. nll in nats; ece over equal-width bins (Guo et al. 2017, eq. 3)."""
+
+    name: str
+    run: str
+    seed: int
+    rows: int
+    accuracy: float
+    nll: float
+    ece: float
+    parameters: int
+    bins: tuple[Bin, ...]
+
+
+class Spread(Record):
+    """Mean over seeds and its standard error; the error is null for a single seed."""
+
+    mean: float
+    standard_error: float | None
+
+
+class RunMetrics(Record):
+    """One run's figures over its seeds."""
+
+    run: str
+    seeds: tuple[int, ...]
+    accuracy: Spread
+    nll: Spread
+    ece: Spread
+
+
+class EvaluateReport(Record):
+    """What 'evaluate' measured: every student, and the runs over their seeds."""
+
+    output: Path
+    source: Path
+    rows: int
+    classes: tuple[str, ...]
+    students: tuple[StudentMetrics, ...]
+    runs: tuple[RunMetrics, ...]
+
+
+class PageReport(Record):
+    """What 'report' wrote."""
+
+    output: Path
+    bytes: int
+    students: int
+    samples: int

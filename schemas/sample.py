@@ -1,0 +1,41 @@
+"""The record that flows through: a block of samples with keys, inputs and hard labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBlock:
+    """N samples in source order.
+
+    keys: unique strings, `[N]`. inputs: uint8 pictures, `[N, height, width, channels]`.
+    labels: int32 hard labels, `[N]`, null where unknown.
+    """
+
+    keys: pa.StringArray
+    inputs: Array
+    labels: pa.Int32Array
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def hard_labels(self) -> npt.NDArray[np.int32]:
+        """Hard labels as int32 `[N]`, -1 where unknown."""
+        filled = self.labels.fill_null(-1)
+        return filled.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+    def slice(self, first: int, rows: int) -> SampleBlock:
+        """Rows `first` to `first + rows` without copying."""
+        return SampleBlock(
+            self.keys.slice(first, rows),
+            self.inputs[first : first + rows],
+            self.labels.slice(first, rows),
+        )
