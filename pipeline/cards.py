@@ -1,0 +1,67 @@
+"""student.json, the card beside a student's weights: find it, read it, build the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from softlabel.pipeline.models import PictureModel, build_model, load_weights
+from softlabel.pipeline.publish import file_sha256
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.reports import StudentCard
+
+CARD_FILE = "student.json"
+WEIGHTS_FILE = "student.safetensors"
+TRAIN_FILE = "train.json"
+
+
+def read_card(path: Path) -> StudentCard:
+    """The card in file `path`. Raises ParameterError, DataError."""
+    if not path.is_file():
+        raise ParameterError(f"{path}: no such card; 'softlabel train-student' writes it")
+    try:
+        return StudentCard.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise DataError(
+            f"{path}: is no student card ({where}: {problem['msg']}); train the student again"
+        ) from error
+
+
+def find_cards(paths: Sequence[Path]) -> list[Path]:
+    """The cards at `paths`, each a card, a student's folder or a folder of such folders; sorted.
+
+    Raises ParameterError where a path holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            cards = [path]
+        elif (path / CARD_FILE).is_file():
+            cards = [path / CARD_FILE]
+        else:
+            cards = sorted(path.glob(f"*/{CARD_FILE}"))
+        if not cards:
+            raise ParameterError(
+                f"{path}: no {CARD_FILE} there or one folder below; "
+                "train with 'softlabel train-student' or name another --models"
+            )
+        found += cards
+    return list(dict.fromkeys(found))
+
+
+def load_student(path: Path) -> tuple[StudentCard, PictureModel]:
+    """The card in file `path` and its model with its weights, on the CPU, in eval mode.
+
+    Raises ParameterError, DataError.
+    """
+    card = read_card(path)
+    weights = path.parent / card.weights
+    inner = build_model(card.model, card.model_args, len(card.classes), card.channels)
+    load_weights(inner, weights)
+    if file_sha256(weights) != card.weights_sha256:
+        raise DataError(f"{weights}: is not the file that {path} describes; train again")
+    return card, PictureModel(inner, card.mean, card.std).eval()

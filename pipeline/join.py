@@ -1,0 +1,163 @@
+"""Samples joined with their stored labels by key, in an order that is a pure function.
+
+The source is cut into units of at most 8,192 rows. An epoch visits the units in a random order,
+holds as many at a time as fit into `shuffle_rows`, and shuffles those together. Orders come from
+(seed, epoch, window) alone: no list is kept, and hard and soft training see the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.labelset import LabelSet
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Segment
+from softlabel.schemas.sample import Array, SampleBlock
+
+UNIT_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`, teacher logits or None."""
+
+    keys: pa.StringArray
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    teacher: npt.NDArray[np.float16] | None
+
+
+class JoinedSamples:
+    """The samples of a source, with the labels of a label set where one is given.
+
+    Raises DataError where classes or source differ, a key has no label of its own, or a sample
+    has no hard label.
+    """
+
+    def __init__(self, source: ParquetSource, labels: LabelSet | None) -> None:
+        self._source = source
+        self._labels = labels
+        if labels is not None:
+            _check_belongs(source, labels)
+
+    @property
+    def rows(self) -> int:
+        """Samples in one epoch."""
+        return self._source.rows
+
+    def epoch(
+        self, seed: int, epoch: int, batch_size: int, shuffle_rows: int
+    ) -> Iterator[TrainingBatch]:
+        """Every sample once, in batches of `batch_size`; only the last may be smaller."""
+        left: TrainingBatch | None = None
+        for number, units in enumerate(_windows(self._units(), seed, epoch, shuffle_rows)):
+            window = _concat([self._unit(unit) for unit in units])
+            order = _generator(seed, epoch, 1 + number).permutation(len(window.labels))
+            if left is not None:
+                window = _concat([left, window])
+                order = np.concatenate([np.arange(len(left.labels)), len(left.labels) + order])
+            whole = len(order) - len(order) % batch_size
+            for first in range(0, whole, batch_size):
+                yield _take(window, order[first : first + batch_size])
+            left = _take(window, order[whole:]) if whole < len(order) else None
+        if left is not None:
+            yield left
+
+    def _units(self) -> list[Segment]:
+        return [
+            Segment(source=file.name, first=first, rows=min(UNIT_ROWS, file.rows - first))
+            for file in self._source.files
+            for first in range(0, file.rows, UNIT_ROWS)
+        ]
+
+    def _unit(self, unit: Segment) -> TrainingBatch:
+        samples = self._source.read([unit])
+        if samples.labels.null_count:
+            row = int(pc.index(samples.labels.is_null(), True).as_py())
+            raise DataError(
+                f"{self._source.path}: key {samples.keys[row].as_py()!r} has no hard label; "
+                "training needs one for every sample"
+            )
+        teacher = None
+        if self._labels is not None:
+            teacher = _joined(samples, self._labels.read_source(unit), self._labels).logits
+        labels = samples.hard_labels().astype(np.int64)
+        return TrainingBatch(samples.keys, samples.inputs, labels, teacher)
+
+
+def _joined(samples: SampleBlock, labels: LabelBlock, labelset: LabelSet) -> LabelBlock:
+    """The labels of exactly these samples: a label belongs to a key, not to a position."""
+    same = pc.equal(samples.keys, labels.keys)
+    if pc.all(same).as_py():
+        return labels
+    row = int(pc.index(same, False).as_py())
+    raise DataError(
+        f"{labelset.folder}: sample {samples.keys[row].as_py()!r} meets the label of "
+        f"{labels.keys[row].as_py()!r}; the source changed since it was labelled, run "
+        "'softlabel infer' again"
+    )
+
+
+def _check_belongs(source: ParquetSource, labels: LabelSet) -> None:
+    names = (f"label set {labels.folder}", f"source {source.path}")
+    if class_map(labels.classes, source.classes, names) is not None:
+        raise DataError(
+            f"{names[0]} and {names[1]} order their classes differently; label this source again"
+        )
+    recorded = {file.name: file for file in labels.manifest.identity.source}
+    for file in source.files:
+        if recorded.pop(file.name, None) != file:
+            raise DataError(
+                f"{names[0]} does not hold the labels of {source.path / file.name} as it is now; "
+                "run 'softlabel infer' over this source"
+            )
+
+
+def _windows(
+    units: Sequence[Segment], seed: int, epoch: int, shuffle_rows: int
+) -> Iterator[list[Segment]]:
+    window: list[Segment] = []
+    rows = 0
+    for index in _generator(seed, epoch, 0).permutation(len(units)):
+        unit = units[index]
+        if window and rows + unit.rows > shuffle_rows:
+            yield window
+            window, rows = [], 0
+        window.append(unit)
+        rows += unit.rows
+    if window:
+        yield window
+
+
+def _generator(seed: int, epoch: int, window: int) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, window])
+
+
+def _concat(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+    if len(parts) == 1:
+        return parts[0]
+    teachers = [part.teacher for part in parts if part.teacher is not None]
+    return TrainingBatch(
+        pa.concat_arrays([part.keys for part in parts]),
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(teachers) if teachers else None,
+    )
+
+
+def _take(batch: TrainingBatch, rows: Array) -> TrainingBatch:
+    return TrainingBatch(
+        batch.keys.take(pa.array(rows)),
+        batch.pixels[rows],
+        batch.labels[rows],
+        None if batch.teacher is None else batch.teacher[rows],
+    )

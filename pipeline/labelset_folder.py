@@ -1,0 +1,246 @@
+"""The folder of a label set while it is made: claim it, see what is finished, close it.
+
+Only the holder of the folder's lease calls these.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from softlabel.pipeline.parquet_shards import ShardReader
+from softlabel.pipeline.publish import (
+    file_sha256,
+    publish_bytes,
+    remove_temporaries,
+    sync_folder,
+)
+from softlabel.pipeline.runner import duplicate_key, place
+from softlabel.schemas.errors import DataError, IdentityError, ParameterError
+from softlabel.schemas.labelset import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    ExecutionRecord,
+    Identity,
+    Manifest,
+    ManifestShard,
+    MeasuredFidelity,
+    Plan,
+    Receipt,
+    Statistics,
+    canonical_json,
+    sha256_of,
+)
+from softlabel.schemas.params import IfDifferent
+
+
+def settle_plan(
+    folder: Path, wanted: Plan, if_different: IfDifferent, overwrite: bool, allow_mixed: bool
+) -> Plan:
+    """Publish `wanted` as the folder's plan, or return the plan that stands there already.
+
+    Another identity is an error that names what differs, or with 'replace' sets the old set
+    aside until the new one stands. Another execution record or sharding is an error as long as
+    shards are missing, unless `allow_mixed`: then the standing plan goes on.
+    """
+    standing = read_plan(folder)
+    if standing is not None and not overwrite:
+        different = _different_fields(standing.identity, wanted.identity)
+        if not different:
+            _check_same_making(folder, standing, wanted, allow_mixed)
+            return standing
+        if if_different == "error":
+            raise IdentityError(
+                f"{folder}: holds labels of another identity (different: "
+                f"{', '.join(different)}); choose another --output, or pass "
+                "--if-different replace"
+            )
+    if standing is not None:
+        _set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    publish_bytes(folder / PLAN_FILE, canonical_json(wanted))
+    sync_folder(folder.parent)
+    return wanted
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan in `folder`, None where the folder is absent or empty.
+
+    Raises ParameterError where the folder holds something that is no label set.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ParameterError(f"{folder}: is a file; choose another --output")
+    if not folder.exists():
+        return None
+    remove_temporaries(folder)
+    path = folder / PLAN_FILE
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise ParameterError(
+                f"{folder}: holds files and no {PLAN_FILE}, so it is no label set; "
+                "choose another --output"
+            )
+        return None
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: is damaged ({error.errors()[0]['msg']}); remove the folder and run again"
+        ) from error
+
+
+def finished_shards(folder: Path, plan: Plan) -> dict[str, Receipt]:
+    """The receipts of the shards that are whole: right identity, size and SHA-256."""
+    identity = plan.identity.digest()
+    receipts = {}
+    for shard in plan.shards:
+        receipt = _read_receipt(folder / f"{shard.name}.json")
+        path = folder / f"{shard.name}.parquet"
+        if (
+            receipt is not None
+            and (receipt.identity_sha256, receipt.rows) == (identity, shard.rows)
+            and path.exists()
+            and path.stat().st_size == receipt.bytes
+            and file_sha256(path) == receipt.sha256
+        ):
+            receipts[shard.name] = receipt
+    return receipts
+
+
+def reopen(folder: Path) -> None:
+    """Withdraw the manifest of a set that turned out to have a broken shard."""
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def close(folder: Path, plan: Plan) -> Manifest:
+    """Publish the manifest once every shard stands, then delete what was set aside.
+
+    Raises DataError where one key names samples of two shards.
+    """
+    receipts = {
+        shard.name: Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
+        for shard in plan.shards
+    }
+    _refuse_duplicates(folder, plan)
+    manifest = _manifest(plan, receipts)
+    publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
+    if _aside(folder).exists():
+        shutil.rmtree(_aside(folder))
+    return manifest
+
+
+def _manifest(plan: Plan, receipts: Mapping[str, Receipt]) -> Manifest:
+    measured = [receipt.fidelity for receipt in receipts.values()]
+    rows = sum(fidelity.rows for fidelity in measured)
+    return Manifest(
+        identity_sha256=plan.identity.digest(),
+        identity=plan.identity,
+        rows=sum(receipt.rows for receipt in receipts.values()),
+        statistics=Statistics(
+            labelled=sum(receipt.statistics.labelled for receipt in receipts.values()),
+            correct=sum(receipt.statistics.correct for receipt in receipts.values()),
+        ),
+        fidelity=tuple(
+            MeasuredFidelity(
+                temperature=temperature,
+                kl_mean=sum(fidelity.kl_sum[index] for fidelity in measured) / rows,
+                rows=rows,
+            )
+            for index, temperature in enumerate(plan.identity.temperatures)
+        ),
+        shards=tuple(
+            ManifestShard(
+                name=shard.name,
+                rows=shard.rows,
+                bytes=receipts[shard.name].bytes,
+                sha256=receipts[shard.name].sha256,
+                receipt_sha256=sha256_of(canonical_json(receipts[shard.name])),
+                segments=shard.segments,
+            )
+            for shard in plan.shards
+        ),
+    )
+
+
+def _check_same_making(folder: Path, standing: Plan, wanted: Plan, allow_mixed: bool) -> None:
+    if allow_mixed or (folder / MANIFEST_FILE).exists():
+        return
+    different = _different_fields(standing.execution, wanted.execution)
+    if different:
+        changes = "; ".join(
+            f"{name} was {getattr(standing.execution, name)!r}, "
+            f"is {getattr(wanted.execution, name)!r}"
+            for name in different
+        )
+        raise IdentityError(
+            f"{folder}: was begun under another execution record ({changes}); "
+            "go on as it was begun, pass --allow-mixed, or --overwrite"
+        )
+    if standing.shards != wanted.shards:
+        raise IdentityError(
+            f"{folder}: was begun with other shard boundaries; pass the --shard-rows it was "
+            "begun with, --allow-mixed to keep its boundaries, or --overwrite"
+        )
+
+
+def _different_fields(
+    standing: Identity | ExecutionRecord, wanted: Identity | ExecutionRecord
+) -> list[str]:
+    return [
+        name.removesuffix("_sha256")
+        for name in type(standing).model_fields
+        if getattr(standing, name) != getattr(wanted, name)
+    ]
+
+
+def _set_aside(folder: Path) -> None:
+    """Move a complete set beside the folder; an unfinished one is worth nothing and goes."""
+    aside = _aside(folder)
+    if (folder / MANIFEST_FILE).exists():
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+    else:
+        shutil.rmtree(folder)
+    sync_folder(folder.parent)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".replaced")
+
+
+def _read_receipt(path: Path) -> Receipt | None:
+    try:
+        return Receipt.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _refuse_duplicates(folder: Path, plan: Plan) -> None:
+    columns = [
+        ShardReader(folder / f"{shard.name}.parquet", plan.identity).keys() for shard in plan.shards
+    ]
+    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return
+    counts = pc.value_counts(keys)
+    twice = pc.greater(counts.field("counts"), 1)
+    key = counts.field("values")[pc.index(twice, True).as_py()]
+    rows = np.flatnonzero(pc.equal(keys, key).to_numpy())[:2]
+    places = [_place(plan, columns, int(row)) for row in rows]
+    raise duplicate_key(key.as_py(), " and ".join(places))
+
+
+def _place(plan: Plan, columns: Sequence[pa.ChunkedArray], row: int) -> str:
+    for shard, column in zip(plan.shards, columns, strict=True):
+        if row < len(column):
+            return place(shard, row)
+        row -= len(column)
+    raise IndexError(row)

@@ -1,0 +1,150 @@
+"""One writer a folder: a lease file beside it, with owner and heartbeat.
+
+On one host an flock on the lease file decides: the kernel drops it with its process, however that
+dies. A file system that does not carry locks between hosts is covered by the heartbeat: a lease
+from another host counts as dead only after its counter stood still for three beats on our own
+monotonic clock, so that no clock jump matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from softlabel.schemas.errors import EnvironmentFault, LeaseHeld
+
+BEAT_SECONDS = 5.0
+
+
+def lease_path(folder: Path) -> Path:
+    """The lease of `folder`: beside it, so that the folder itself holds nothing but data."""
+    return folder.with_name(folder.name + ".lease")
+
+
+@contextlib.contextmanager
+def lease(folder: Path, beat_seconds: float = BEAT_SECONDS) -> Iterator[Lease]:
+    """Hold the lease on `folder` inside the block. Raises LeaseHeld when another writer lives."""
+    path = lease_path(folder)
+    handle = _open_locked(path)
+    try:
+        _wait_out_other_host(handle, path, beat_seconds)
+        held = Lease(handle, path)
+        stop = threading.Event()
+        beater = threading.Thread(
+            target=held.beat_until, args=(stop, beat_seconds), daemon=True, name="lease"
+        )
+        beater.start()
+        try:
+            yield held
+        finally:
+            stop.set()
+            beater.join()
+            if not held.lost:
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+class Lease:
+    """A lease that this process holds; `check` tells whether it still does."""
+
+    def __init__(self, handle: int, path: Path) -> None:
+        self._handle = handle
+        self._path = path
+        self._owner = {
+            "host": host_identity(),
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": uuid.uuid4().hex,
+        }
+        self._beats = 0
+        self.lost = False
+        self._write()
+
+    def check(self) -> None:
+        """Raise LeaseHeld when another host took the lease over while this process slept."""
+        if self.lost:
+            raise LeaseHeld(f"{self._path}: another writer took over; this one stops")
+
+    def beat_until(self, stop: threading.Event, seconds: float) -> None:
+        """Write a new count every `seconds` until `stop` is set or the lease is lost."""
+        while not stop.wait(seconds):
+            if _read(self._handle).get("token") != self._owner["token"]:
+                self.lost = True
+                return
+            self._beats += 1
+            self._write()
+
+    def _write(self) -> None:
+        data = json.dumps(self._owner | {"beats": self._beats}).encode()
+        os.pwrite(self._handle, data, 0)
+        os.ftruncate(self._handle, len(data))
+
+
+def host_identity() -> str:
+    """A name for this running system; containers on one kernel share it, as they share locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{path}: the lease cannot be opened: {error.strerror}; "
+                "make its folder writable or choose another output"
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _describe(_read(handle))
+            os.close(handle)
+            raise LeaseHeld(
+                f"{path}: held by {owner}; wait for it or stop it, then run this again"
+            ) from None
+        # The holder before us may have removed the name between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)
+
+
+def _wait_out_other_host(handle: int, path: Path, beat_seconds: float) -> None:
+    owner = _read(handle)
+    if not owner or owner.get("host") == host_identity():
+        return
+    deadline = time.monotonic() + 3 * beat_seconds
+    while time.monotonic() < deadline:
+        time.sleep(beat_seconds / 5)
+        now = _read(handle)
+        if now and now != owner:
+            raise LeaseHeld(
+                f"{path}: held by {_describe(now)}; wait for it or stop it, then run this again"
+            )
+
+
+def _read(handle: int) -> dict[str, Any]:
+    try:
+        owner = json.loads(os.pread(handle, 4096, 0) or b"{}")
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _describe(owner: dict[str, Any]) -> str:
+    if "pid" not in owner:
+        return "another process"
+    return f"process {owner['pid']} on {owner.get('hostname', 'an unknown host')}"

@@ -1,0 +1,172 @@
+"""Building a PyTorch model from its reference, and reading and writing its weights."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
+
+
+class PictureModel(nn.Module):
+    """A model behind its arithmetic preprocessing: uint8 `[N, H, W, C]` to logits `[N, classes]`.
+
+    `(x / 255 - mean) / std` per channel, then `[N, C, H, W]` into `model`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of uint8 pictures."""
+        scaled = (pixels.to(torch.float32) / 255 - self.mean) / self.std
+        return self.model(scaled.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+def build_model(
+    reference: str, model_args: Mapping[str, Any], num_classes: int, channels: int
+) -> nn.Module:
+    """The model that `reference` names, freshly initialised.
+
+    `package.module:function` is called with `num_classes` and `model_args`; `timm:NAME` and
+    `torchvision:NAME` come from those libraries without pretrained weights. Raises
+    ParameterError, and EnvironmentFault where the library is not installed.
+    """
+    source, _, name = reference.partition(":")
+    if not name:
+        raise ParameterError(
+            f"model {reference!r}: must be package.module:function, timm:NAME or torchvision:NAME"
+        )
+    arguments = {"num_classes": num_classes} | dict(model_args)
+    if source == "timm":
+        factory = _timm_factory(name, channels)
+    elif source == "torchvision":
+        factory = _torchvision_factory(name)
+    else:
+        factory = _user_factory(source, name)
+    try:
+        model = factory(**arguments)
+    except Exception as error:
+        raise ParameterError(
+            f"model {reference!r}: cannot be built with {arguments}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ParameterError(
+            f"model {reference!r}: gave a {type(model).__name__}, must be a torch.nn.Module"
+        )
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Values of all parameters of `model`."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill `model` from a safetensors file or a checkpoint read with weights_only; strictly.
+
+    A checkpoint may be the state dict itself or hold it under `state_dict` or `model`.
+    Raises ParameterError where the file is missing, DataError where it does not fit the model.
+    """
+    if not path.is_file():
+        raise ParameterError(f"{path}: no such weights file; pass --weights FILE")
+    state = _read_state(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise DataError(
+            f"{path}: does not fit the model: {' '.join(lines)[:300]}; check --model and "
+            "--model-args"
+        ) from error
+
+
+def weights_bytes(model: nn.Module) -> bytes:
+    """The state dict of `model` as one safetensors file."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return save(state)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"{path}: is no safetensors file: {error}; save it again") from error
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DataError(
+            f"{path}: torch cannot read it with weights_only (it is damaged or holds more than "
+            "tensors); save the state dict alone, as safetensors at best"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+    tensors = isinstance(checkpoint, dict) and all(
+        isinstance(value, torch.Tensor) for value in checkpoint.values()
+    )
+    if not tensors:
+        raise DataError(f"{path}: holds no state dict; save model.state_dict()")
+    return checkpoint  # type: ignore[no-any-return]
+
+
+def _timm_factory(name: str, channels: int) -> Callable[..., Any]:
+    timm = _library("timm", name)
+
+    def create(**arguments: Any) -> Any:
+        return timm.create_model(name, **{"in_chans": channels, "pretrained": False} | arguments)
+
+    return create
+
+
+def _torchvision_factory(name: str) -> Callable[..., Any]:
+    models = _library("torchvision.models", name)
+
+    def create(**arguments: Any) -> Any:
+        return models.get_model(name, **{"weights": None} | arguments)
+
+    return create
+
+
+def _library(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        package = module.partition(".")[0]
+        raise EnvironmentFault(
+            f"model '{package}:{name}': {package} cannot be imported ({error}); "
+            "pip install 'softlabel[vision]' in builds that match torch"
+        ) from error
+
+
+def _user_factory(module: str, name: str) -> Callable[..., Any]:
+    # As an interpreter started here would: the user's own modules are found in this folder.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ParameterError(
+            f"model '{module}:{name}': {error}; give a module that Python finds from this folder"
+        ) from error
+    factory = getattr(loaded, name, None)
+    if not callable(factory):
+        raise ParameterError(f"model '{module}:{name}': {module} has no function {name!r}")
+    return factory  # type: ignore[no-any-return]

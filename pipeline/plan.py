@@ -1,0 +1,61 @@
+"""Which source rows go into which label shard: a pure function of the source and the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
+
+GROUP_BATCHES = 16
+
+
+def plan_shards(
+    source: Sequence[SourceFile], batch_size: int, shard_rows: int
+) -> tuple[ShardPlan, ...]:
+    """One label shard a source shard, in source order.
+
+    A source shard of more than `shard_rows` rows is split into ranges of that many, rounded up to
+    whole batches; consecutive ones of fewer than 16 batches are grouped until they reach 16.
+    """
+    limit = -(-shard_rows // batch_size) * batch_size
+    enough = min(GROUP_BATCHES * batch_size, limit)
+    shards: list[tuple[Segment, ...]] = []
+    group: list[Segment] = []
+    for segment in _ranges(source, limit):
+        rows = sum(member.rows for member in group)
+        if group and (segment.rows >= enough or rows + segment.rows > limit):
+            shards.append(tuple(group))
+            group, rows = [], 0
+        group.append(segment)
+        if rows + segment.rows >= enough:
+            shards.append(tuple(group))
+            group = []
+    if group:
+        shards.append(tuple(group))
+    return tuple(
+        ShardPlan(name=f"part-{index:05d}", segments=segments)
+        for index, segments in enumerate(shards)
+    )
+
+
+def batches(shard: ShardPlan, batch_size: int) -> Iterator[tuple[Segment, ...]]:
+    """The shard's rows in batches of `batch_size`; only its last batch may be smaller."""
+    batch: list[Segment] = []
+    room = batch_size
+    for segment in shard.segments:
+        first, left = segment.first, segment.rows
+        while left:
+            rows = min(left, room)
+            batch.append(Segment(source=segment.source, first=first, rows=rows))
+            first, left, room = first + rows, left - rows, room - rows
+            if room == 0:
+                yield tuple(batch)
+                batch, room = [], batch_size
+    if batch:
+        yield tuple(batch)
+
+
+def _ranges(source: Sequence[SourceFile], limit: int) -> Iterator[Segment]:
+    for file in source:
+        for first in range(0, file.rows, limit):
+            yield Segment(source=file.name, first=first, rows=min(limit, file.rows - first))

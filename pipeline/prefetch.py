@@ -1,0 +1,71 @@
+"""Running an iterator in a thread of its own, a bounded number of items ahead."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class _End:
+    """Marks the end of the items; carries the error that ended them, if any."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Feeder(Generic[T]):
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self.queue: queue.Queue[T | _End] = queue.Queue(depth)
+        self.stopped = threading.Event()
+        self._items = items
+
+    def run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._items:
+                if not self._put(item):
+                    break
+        except BaseException as caught:
+            error = caught
+        finally:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                with contextlib.suppress(Exception):
+                    close()
+            self._put(_End(error))
+
+    def _put(self, item: T | _End) -> bool:
+        while not self.stopped.is_set():
+            try:
+                self.queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def prefetch(items: Iterator[T], depth: int, name: str) -> Iterator[T]:
+    """Yield `items` in order while a thread called `name` works up to `depth` items ahead.
+
+    An error in the thread is raised here, at the place of the item that failed. Leaving the
+    iteration early stops the thread after the item it is working on.
+    """
+    feeder = _Feeder(items, depth)
+    thread = threading.Thread(target=feeder.run, daemon=True, name=name)
+    thread.start()
+    try:
+        while True:
+            item = feeder.queue.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        feeder.stopped.set()
+        thread.join()

@@ -1,0 +1,207 @@
+"""The inference loop: read, run the teacher, encode and write, at the same time.
+
+Reading and the teacher each have a thread, encoding and writing have the caller's; the queues
+between them are bounded, so a slow disk slows the run and memory stays constant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from softlabel.pipeline.encode import encode_dense_f16, kl_sums
+from softlabel.pipeline.parquet_shards import ShardWriter, writing_shard
+from softlabel.pipeline.plan import batches
+from softlabel.pipeline.prefetch import prefetch
+from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import (
+    Fidelity,
+    Plan,
+    Receipt,
+    ShardPlan,
+    Statistics,
+    canonical_json,
+)
+from softlabel.schemas.sample import SampleBlock
+
+FIDELITY_ROWS = 1024
+QUEUE_BATCHES = 4
+
+Logits = npt.NDArray[np.float32]
+RunTeacher = Callable[[npt.NDArray[np.uint8]], Logits]
+
+
+@dataclass
+class BusyTime:
+    """Seconds that each step of the pipeline worked; the largest one bounded the run."""
+
+    decode: float = 0.0
+    teacher: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    def bound(self) -> str:
+        """The step that worked longest."""
+        return max(vars(self), key=lambda name: float(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    shard: ShardPlan
+    samples: SampleBlock
+    logits: Logits
+
+
+@dataclass
+class _Counts:
+    labelled: int = 0
+    correct: int = 0
+    fidelity_rows: int = 0
+    kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+def label_shards(
+    plan: Plan,
+    shards: Iterable[ShardPlan],
+    source: ParquetSource,
+    run_teacher: RunTeacher,
+    folder: Path,
+    on_batch: Callable[[int], None],
+) -> BusyTime:
+    """Label `shards` of `plan` one after the other and publish each with its receipt.
+
+    `run_teacher` maps uint8 pictures `[N, height, width, channels]` to logits `[N, classes]` in
+    the order of the identity's classes. `on_batch` hears of every batch's rows once they are
+    encoded. Raises DataError for non-finite logits and for a key that appears twice in a shard.
+    """
+    busy = BusyTime()
+    read = prefetch(_read(shards, source, plan, busy), QUEUE_BATCHES, "read")
+    ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
+    current = next(ran, None)
+    while current is not None:
+        shard, current = _write_shard(plan, current, ran, source, folder, busy, on_batch)
+        publish_bytes(folder / f"{shard.shard}.json", canonical_json(shard))
+    return busy
+
+
+def _read(
+    shards: Iterable[ShardPlan], source: ParquetSource, plan: Plan, busy: BusyTime
+) -> Iterator[tuple[ShardPlan, SampleBlock]]:
+    for shard in shards:
+        for segments in batches(shard, plan.execution.batch_size):
+            begin = time.perf_counter()
+            samples = source.read(segments)
+            busy.decode += time.perf_counter() - begin
+            yield shard, samples
+
+
+def _run(
+    read: Iterator[tuple[ShardPlan, SampleBlock]], run_teacher: RunTeacher, busy: BusyTime
+) -> Iterator[_Batch]:
+    for shard, samples in read:
+        begin = time.perf_counter()
+        logits = run_teacher(samples.inputs)
+        busy.teacher += time.perf_counter() - begin
+        yield _Batch(shard, samples, logits)
+
+
+def _write_shard(
+    plan: Plan,
+    first: _Batch,
+    ran: Iterator[_Batch],
+    source: ParquetSource,
+    folder: Path,
+    busy: BusyTime,
+    on_batch: Callable[[int], None],
+) -> tuple[Receipt, _Batch | None]:
+    """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
+    shard = first.shard
+    counts = _Counts(kl=np.zeros(len(plan.identity.temperatures)))
+    keys = []
+    current: _Batch | None = first
+    with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
+        while current is not None and current.shard is shard:
+            _write_batch(plan, current, writer, counts, busy)
+            keys.append(current.samples.keys)
+            on_batch(len(current.samples))
+            current = next(ran, None)
+        _refuse_duplicates(shard, keys)
+        begin = time.perf_counter()
+        size, digest = writer.finish()
+    busy.write += time.perf_counter() - begin
+    receipt = Receipt(
+        shard=shard.name,
+        identity_sha256=plan.identity.digest(),
+        rows=writer.rows,
+        bytes=size,
+        sha256=digest,
+        source=tuple(source.digest(name) for name in _source_names(shard)),
+        statistics=Statistics(labelled=counts.labelled, correct=counts.correct),
+        fidelity=Fidelity(rows=counts.fidelity_rows, kl_sum=tuple(counts.kl.tolist())),
+    )
+    return receipt, current
+
+
+def _write_batch(
+    plan: Plan, batch: _Batch, writer: ShardWriter, counts: _Counts, busy: BusyTime
+) -> None:
+    temperatures = plan.identity.temperatures
+    begin = time.perf_counter()
+    try:
+        rows = encode_dense_f16(batch.logits, temperatures)
+    except ValueError as error:
+        reason, row = error.args
+        raise DataError(
+            f"{plan.identity.output}: {reason} for key {batch.samples.keys[row].as_py()!r}; "
+            "check the teacher and its preprocessing"
+        ) from error
+    labels = batch.samples.hard_labels()
+    counts.labelled += int((labels >= 0).sum())
+    counts.correct += int((labels == rows.top1).sum())
+    room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
+    if room > 0:
+        counts.kl += kl_sums(batch.logits[:room], rows.payload[:room], temperatures)
+        counts.fidelity_rows += room
+    encoded = time.perf_counter()
+    writer.append(batch.samples.keys, batch.samples.labels, rows)
+    busy.encode += encoded - begin
+    busy.write += time.perf_counter() - encoded
+
+
+def _refuse_duplicates(shard: ShardPlan, keys: list[pc.Expression]) -> None:
+    import pyarrow as pa
+
+    column = pa.chunked_array(keys)
+    if pc.count_distinct(column).as_py() == len(column):
+        return
+    counts = pc.value_counts(column)
+    key = counts.field("values")[int(pc.index(pc.greater(counts.field("counts"), 1), True).as_py())]
+    rows = np.flatnonzero(pc.equal(column, key).to_numpy())
+    places = " and ".join(place(shard, int(row)) for row in rows[:2])
+    raise duplicate_key(key.as_py(), places)
+
+
+def place(shard: ShardPlan, row: int) -> str:
+    """Where row `row` of a label shard comes from: source shard and row in it."""
+    for segment in shard.segments:
+        if row < segment.rows:
+            return f"{segment.source} row {segment.first + row}"
+        row -= segment.rows
+    raise IndexError(row)
+
+
+def duplicate_key(key: str, places: str) -> DataError:
+    """The error for a key that names two samples."""
+    return DataError(f"key {key!r} appears twice: {places}; make the keys unique and prepare again")
+
+
+def _source_names(shard: ShardPlan) -> list[str]:
+    return list(dict.fromkeys(segment.source for segment in shard.segments))

@@ -1,0 +1,221 @@
+"""Opening a teacher: an ONNX file with our metadata, or anybody's with what params tell of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from softlabel.pipeline.publish import file_sha256
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.params import InferParams
+from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """An opened teacher file. fixed_batch: the batch size its graph insists on, or None."""
+
+    path: Path
+    sha256: tuple[str, ...]
+    spec: TeacherSpec
+    input_name: str
+    fixed_batch: int | None
+
+
+def open_teacher(path: Path, told: InferParams, shape: tuple[int, int, int]) -> Teacher:
+    """Read the teacher's file and metadata for pictures of `shape` (height, width, channels).
+
+    A file without our metadata takes preprocessing, classes, output and output kind from `told`;
+    one error names all that is missing. Raises ParameterError, DataError.
+    """
+    model = _load(path)
+    entry = _single_input(path, model)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY in metadata:
+        spec = _own_spec(path, metadata[METADATA_KEY], told)
+    else:
+        spec = _told_spec(path, model, entry, told, shape)
+    _check_output(path, model, spec)
+    if spec.preprocess.shape != shape:
+        raise DataError(
+            f"{path}: takes pictures of {_size(spec.preprocess.shape)}, the source has "
+            f"{_size(shape)}; prepare the source at the teacher's size"
+        )
+    return Teacher(path, _hashes(path, model), spec, entry.name, _dimensions(entry)[0])
+
+
+def read_spec(path: Path) -> TeacherSpec:
+    """The metadata of a teacher that softlabel exported. Raises ParameterError, DataError."""
+    metadata = {entry.key: entry.value for entry in _load(path).metadata_props}
+    if METADATA_KEY not in metadata:
+        raise DataError(f"{path}: carries no softlabel metadata; make it with 'softlabel export'")
+    return _parse_spec(path, metadata[METADATA_KEY])
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise ParameterError(
+            f"{path}: no such teacher file; make one with 'softlabel export' or pass --teacher"
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.graph.node:
+        raise DataError(f"{path}: is no ONNX file; make one with 'softlabel export'")
+    return model
+
+
+def _single_input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    entries: list[onnx.ValueInfoProto] = [
+        entry for entry in model.graph.input if entry.name not in constants
+    ]
+    if len(entries) != 1 or len(_dimensions(entries[0])) != 4:
+        found = ", ".join(f"{entry.name}{_dimensions(entry)}" for entry in entries) or "none"
+        raise DataError(
+            f"{path}: a picture teacher has one input of four axes, this one has: {found}; "
+            "export the model again with one picture input"
+        )
+    return entries[0]
+
+
+def _dimensions(entry: onnx.ValueInfoProto) -> list[int | None]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") else None
+        for dim in entry.type.tensor_type.shape.dim
+    ]
+
+
+def _own_spec(path: Path, text: str, told: InferParams) -> TeacherSpec:
+    given = [name for name in _TOLD if getattr(told, name)]
+    if given:
+        raise ParameterError(
+            f"{path}: carries its own metadata, and infer.{', infer.'.join(given)} would "
+            "contradict it; remove what you set, or export the model again"
+        )
+    return _parse_spec(path, text)
+
+
+def _parse_spec(path: Path, text: str) -> TeacherSpec:
+    try:
+        return TeacherSpec.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise DataError(
+            f"{path}: its softlabel metadata is damaged ({where}: {problem['msg']}); "
+            "export the model again"
+        ) from error
+
+
+_TOLD = ("classes", "output_name", "output_kind", "layout", "mean", "std")
+
+
+def _told_spec(
+    path: Path,
+    model: onnx.ModelProto,
+    entry: onnx.ValueInfoProto,
+    told: InferParams,
+    shape: tuple[int, int, int],
+) -> TeacherSpec:
+    import onnx
+
+    outputs = [output.name for output in model.graph.output]
+    takes_uint8 = entry.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    if not takes_uint8 and entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise DataError(
+            f"{path}: input {entry.name!r} is neither uint8 nor float32; export it as one of them"
+        )
+    settled = {"mean", "std"} if takes_uint8 else set()
+    if len(outputs) == 1:
+        settled.add("output_name")
+    missing = [name for name in _TOLD if name not in settled and not getattr(told, name)]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise ParameterError(
+            f"{path}: has no softlabel metadata and its {_words(missing)} cannot be known; "
+            f"pass {flags} (outputs of the file: {', '.join(outputs)})"
+        )
+    dimensions = _dimensions(entry)[1:]
+    assert told.layout is not None
+    order = (0, 1, 2) if told.layout == "NHWC" else (1, 2, 0)
+    height, width, channels = (dimensions[axis] or shape[i] for i, axis in enumerate(order))
+    fields: dict[str, Any] = {
+        "preprocess": {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "mean": told.mean or (0.0,) * channels,
+            "std": told.std or (1.0,) * channels,
+            "layout": told.layout,
+            "in_graph": takes_uint8,
+        },
+        "classes": told.classes,
+        "output": told.output_name or outputs[0],
+        "output_kind": told.output_kind,
+    }
+    try:
+        return TeacherSpec.model_validate(fields)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ParameterError(f"{path}: what params say of this file is wrong: {reason}") from error
+
+
+def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None:
+    outputs = {output.name: output for output in model.graph.output}
+    if spec.output not in outputs:
+        raise DataError(
+            f"{path}: has no output {spec.output!r}; its outputs are {', '.join(outputs)}; "
+            "pass --output-name or export again"
+        )
+    dimensions = _dimensions(outputs[spec.output])
+    width = dimensions[-1] if dimensions else None
+    if dimensions and (len(dimensions) != 2 or width not in (None, len(spec.classes))):
+        raise DataError(
+            f"{path}: output {spec.output!r} has shape {_axes(dimensions)}, "
+            f"{len(spec.classes)} class names were given; they must agree as [batch, classes]"
+        )
+
+
+def _hashes(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:
+    """SHA-256 of the file and of each external data file, which must lie in the same folder."""
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    names = {
+        ExternalDataInfo(tensor).location
+        for tensor in model.graph.initializer
+        if uses_external_data(tensor)
+    }
+    files = [path]
+    for name in sorted(names):
+        file = path.parent / name
+        if file.resolve().parent != path.parent.resolve() or not file.is_file():
+            raise DataError(
+                f"{path}: its external data {name!r} is not a file in the same folder; "
+                "put both side by side"
+            )
+        files.append(file)
+    return tuple(file_sha256(file) for file in files)
+
+
+def _words(names: list[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names)
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    height, width, channels = shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _axes(dimensions: list[int | None]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in dimensions) + "]"
