@@ -1,0 +1,123 @@
+"""export: a trained PyTorch model into a verified ONNX teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from softlabel.pipeline.cards import read_card
+from softlabel.pipeline.classes import read_class_names
+from softlabel.pipeline.models import PictureModel, build_model, count_parameters, load_weights
+from softlabel.pipeline.onnx_export import (
+    OUTPUT_NAME,
+    PARITY_BATCH_SIZES,
+    check_parity,
+    export_onnx,
+)
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import Segment, sha256_of
+from softlabel.schemas.params import ExportParams
+from softlabel.schemas.reports import ExportReport
+from softlabel.schemas.sample import Array
+from softlabel.schemas.teacher import Preprocess, TeacherSpec
+
+
+def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
+    """Publish the ONNX file once ONNX Runtime and PyTorch agree; otherwise publish nothing.
+
+    Raises ParameterError, DataError, EnvironmentFault, and CheckFailed where they disagree.
+    """
+    progress = progress or Quiet()
+    if params.model.endswith(".json"):
+        params = _from_card(params)
+    spec = _spec(params)
+    preprocess = spec.preprocess
+    inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
+    assert params.weights is not None
+    load_weights(inner, params.weights)
+    model = PictureModel(inner, preprocess.mean, preprocess.std)
+    pixels, checked_on = _parity_pixels(params, preprocess)
+    progress.say(f"exporting {params.model}")
+    exported = export_onnx(model, spec, params.opset)
+    parity = check_parity(model, exported, pixels, params.tolerance)
+    params.output.parent.mkdir(parents=True, exist_ok=True)
+    publish_bytes(params.output, exported)
+    return ExportReport(
+        output=params.output,
+        bytes=len(exported),
+        sha256=sha256_of(exported),
+        parameters=count_parameters(inner),
+        opset=params.opset,
+        checked_batch_sizes=PARITY_BATCH_SIZES,
+        checked_on=checked_on,
+        max_difference=parity.difference,
+        allowed_difference=parity.allowed,
+    )
+
+
+def _from_card(params: ExportParams) -> ExportParams:
+    """Fill model, weights, classes and preprocessing from a student.json; flags go first."""
+    path = Path(params.model)
+    card = read_card(path)
+    known = {
+        "model_args": card.model_args,
+        "weights": path.parent / card.weights,
+        "classes": card.classes,
+        "height": card.height,
+        "width": card.width,
+        "channels": card.channels,
+        "mean": card.mean,
+        "std": card.std,
+    }
+    filled = {name: value for name, value in known.items() if not getattr(params, name)}
+    return params.model_copy(update=filled | {"model": card.model})
+
+
+def _spec(params: ExportParams) -> TeacherSpec:
+    needed = ("weights", "classes", "height", "width", "channels", "mean", "std")
+    missing = [name for name in needed if not getattr(params, name)]
+    if missing:
+        flags = ", ".join("--" + name for name in missing)
+        raise ParameterError(
+            f"export: a teacher needs its {', '.join(missing)}; pass {flags}, or give --model the "
+            "student.json that train-student wrote"
+        )
+    try:
+        return TeacherSpec(
+            preprocess=Preprocess(
+                height=params.height or 0,
+                width=params.width or 0,
+                channels=params.channels or 0,
+                mean=params.mean,
+                std=params.std,
+                layout="NHWC",
+                in_graph=True,
+            ),
+            classes=read_class_names(params.classes),
+            output=OUTPUT_NAME,
+            opset=params.opset,
+        )
+    except ValueError as error:
+        reason = str(error).splitlines()[2].strip().removeprefix("Value error, ")
+        raise ParameterError(f"export: {reason.partition(' [type=')[0]}") from error
+
+
+def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array, str]:
+    rows = max(PARITY_BATCH_SIZES)
+    if params.samples is None:
+        random = np.random.default_rng(0)
+        return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
+    source = ParquetSource(params.samples)
+    if source.shape != preprocess.shape:
+        raise DataError(
+            f"{params.samples}: has pictures of shape {list(source.shape)}, the teacher takes "
+            f"{list(preprocess.shape)}; check --height, --width and --channels"
+        )
+    first = next(file for file in source.files if file.rows)
+    segment = Segment(source=first.name, first=0, rows=min(rows, first.rows))
+    pixels = source.read([segment]).inputs
+    return np.resize(pixels, (rows, *preprocess.shape)), f"samples of {params.samples}"

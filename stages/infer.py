@@ -1,0 +1,169 @@
+"""infer: the teacher over a source, once, into a label set."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from softlabel.pipeline.classes import class_map, read_class_names
+from softlabel.pipeline.labelset_folder import close, finished_shards, reopen, settle_plan
+from softlabel.pipeline.lease import lease
+from softlabel.pipeline.plan import batches, plan_shards
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.runner import BusyTime, Logits, RunTeacher, label_shards
+from softlabel.pipeline.session import TeacherSession
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teacher import Teacher, open_teacher
+from softlabel.schemas.errors import CheckFailed, EnvironmentFault
+from softlabel.schemas.labelset import Identity, Manifest, Plan
+from softlabel.schemas.params import InferParams
+from softlabel.schemas.reports import InferReport
+from softlabel.schemas.sample import Array
+
+CHECKED_ROWS = 1024
+
+
+def run(params: InferParams, progress: Progress | None = None) -> InferReport:
+    """Label every sample of the source, or finish what an earlier run began.
+
+    Raises ParameterError, DataError, IdentityError, EnvironmentFault, LeaseHeld, and CheckFailed
+    where the teacher is no better than chance on known hard labels.
+    """
+    progress = progress or Quiet()
+    params = params.model_copy(update={"classes": read_class_names(params.classes)})
+    source = ParquetSource(params.source)
+    teacher = open_teacher(params.teacher, params, source.shape)
+    identity = _identity(params, teacher, source)
+    session = TeacherSession(teacher, params.device, params.batch_size)
+    run_teacher = _in_class_order(session, identity.class_map)
+    progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
+    wanted = Plan(
+        identity=identity,
+        execution=session.record,
+        shards=plan_shards(source.files, params.batch_size, params.shard_rows),
+    )
+    try:
+        params.output.parent.mkdir(parents=True, exist_ok=True)
+        with lease(params.output):
+            return _label(params, wanted, source, run_teacher, progress)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or params.output}: {error.strerror or error}; finished shards are "
+            "kept, mend this and run the same command again"
+        ) from error
+
+
+def _label(
+    params: InferParams,
+    wanted: Plan,
+    source: ParquetSource,
+    run_teacher: RunTeacher,
+    progress: Progress,
+) -> InferReport:
+    begin = time.perf_counter()
+    folder = params.output
+    plan = settle_plan(folder, wanted, params.if_different, params.overwrite, params.allow_mixed)
+    finished = finished_shards(folder, plan)
+    pending = [shard for shard in plan.shards if shard.name not in finished]
+    rows = sum(shard.rows for shard in pending)
+    busy = BusyTime()
+    if pending:
+        reopen(folder)
+        if not params.allow_bad_teacher:
+            _refuse_bad_teacher(wanted, source, run_teacher, progress)
+        progress.start("infer", rows, "samples")
+        batching = plan.model_copy(update={"execution": wanted.execution})
+        busy = label_shards(batching, pending, source, run_teacher, folder, progress.advance)
+    manifest = close(folder, plan)
+    seconds = time.perf_counter() - begin
+    return _report(folder, wanted, manifest, rows, len(finished), busy, seconds)
+
+
+def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> Identity:
+    return Identity(
+        teacher_sha256=teacher.sha256,
+        preprocess=teacher.spec.preprocess,
+        classes=source.classes,
+        class_map=class_map(
+            teacher.spec.classes,
+            source.classes,
+            (f"teacher {params.teacher}", f"source {params.source}"),
+        ),
+        output=teacher.spec.output,
+        output_kind=teacher.spec.output_kind,
+        source=source.files,
+        temperatures=params.temperatures,
+        codec=params.codec,
+    )
+
+
+def _in_class_order(session: TeacherSession, order: tuple[int, ...] | None) -> RunTeacher:
+    if order is None:
+        return session.run
+    columns = np.asarray(order)
+
+    def run_in_order(pixels: Array) -> Logits:
+        return np.ascontiguousarray(session.run(pixels)[:, columns])
+
+    return run_in_order
+
+
+def _refuse_bad_teacher(
+    plan: Plan, source: ParquetSource, run_teacher: RunTeacher, progress: Progress
+) -> None:
+    """Stop where the teacher's top-1 is within two standard errors of chance."""
+    rows = correct = seen = 0
+    for shard in plan.shards:
+        for segments in batches(shard, plan.execution.batch_size):
+            if seen >= CHECKED_ROWS:
+                break
+            samples = source.read(segments)
+            labels = samples.hard_labels()
+            top1 = run_teacher(samples.inputs).argmax(axis=1)
+            rows += int((labels >= 0).sum())
+            correct += int((labels == top1).sum())
+            seen += len(labels)
+    if rows == 0:
+        return
+    chance = 1 / len(plan.identity.classes)
+    accuracy = correct / rows
+    progress.say(f"the teacher's top-1 is right for {accuracy:.1%} of the first {rows} samples")
+    if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / rows):
+        raise CheckFailed(
+            f"the teacher's top-1 is right for {accuracy:.1%} of the first {rows} samples, chance "
+            f"is {chance:.1%}; check its preprocessing and class order, or pass "
+            "--allow-bad-teacher"
+        )
+
+
+def _report(
+    folder: Path,
+    plan: Plan,
+    manifest: Manifest,
+    rows: int,
+    kept: int,
+    busy: BusyTime,
+    seconds: float,
+) -> InferReport:
+    counts = manifest.statistics
+    return InferReport(
+        output=folder,
+        identity_sha256=manifest.identity_sha256,
+        rows=manifest.rows,
+        rows_written=rows,
+        shards=len(manifest.shards),
+        shards_kept=kept,
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        provider=plan.execution.provider,
+        device=plan.execution.device,
+        seconds=seconds,
+        samples_per_second=rows / seconds,
+        busy=vars(replace(busy)),
+        bound=busy.bound(),
+        teacher_accuracy=counts.correct / counts.labelled if counts.labelled else None,
+        kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
+    )

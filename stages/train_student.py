@@ -1,0 +1,142 @@
+"""train-student: a model from hard labels, smoothed labels or a stored label set."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from softlabel.pipeline.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
+from softlabel.pipeline.curves import dvclive_curves
+from softlabel.pipeline.join import JoinedSamples
+from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.models import (
+    PictureModel,
+    build_model,
+    count_parameters,
+    weights_bytes,
+)
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.training import device_name, make_fabric, train
+from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.labelset import canonical_json, sha256_of
+from softlabel.schemas.params import TrainParams
+from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+
+
+def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
+    """Train one model and publish its weights, its report and, last, its card.
+
+    Raises ParameterError, DataError, EnvironmentFault.
+    """
+    progress = progress or Quiet()
+    begin = time.perf_counter()
+    source = ParquetSource(params.source)
+    validation = ParquetSource(params.validation) if params.validation else None
+    labels = open_labelset(params.labels) if params.loss == "kd" and params.labels else None
+    samples = JoinedSamples(source, labels)
+    fabric = make_fabric(params.device, params.precision)
+    torch.manual_seed(params.seed)
+    model = _picture_model(params, source)
+    folder = params.output / f"{params.run}-{params.seed}" if params.run else params.output
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD_FILE).unlink(missing_ok=True)
+    steps = math.ceil(samples.rows / params.batch_size)
+    progress.say(f"{params.model}, {count_parameters(model):,} parameters, {device_name(fabric)}")
+    progress.start(folder.name, params.epochs, "epochs")
+    history: list[EpochRecord] = []
+    with _curves(params, folder) as log:
+
+        def on_epoch(record: EpochRecord) -> None:
+            history.append(record)
+            log(record)
+            progress.advance(1)
+
+        train(
+            params,
+            fabric,
+            model,
+            lambda epoch: samples.epoch(params.seed, epoch, params.batch_size, params.shuffle_rows),
+            steps,
+            validation,
+            on_epoch,
+        )
+    report = TrainReport(
+        output=folder,
+        run=params.run or folder.name,
+        seed=params.seed,
+        loss=params.loss,
+        parameters=count_parameters(model),
+        samples=samples.rows,
+        steps=steps * params.epochs,
+        device=device_name(fabric),
+        seconds=time.perf_counter() - begin,
+        labels_identity_sha256=labels.identity if labels else None,
+        history=tuple(history),
+    )
+    _publish(params, source, labels, model, folder, report)
+    return report
+
+
+def _picture_model(params: TrainParams, source: ParquetSource) -> PictureModel:
+    channels = source.shape[2]
+    mean = params.mean or (0.5,) * channels
+    std = params.std or (0.5,) * channels
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ParameterError(
+                f"train: {name} has {len(values)} values, the pictures of {params.source} have "
+                f"{channels} channels; give one each"
+            )
+    inner = build_model(params.model, params.model_args, len(source.classes), channels)
+    return PictureModel(inner, mean, std)
+
+
+def _curves(
+    params: TrainParams, folder: Path
+) -> contextlib.AbstractContextManager[Callable[[EpochRecord], None]]:
+    if params.logger == "dvclive":
+        return dvclive_curves(folder)
+    return contextlib.nullcontext(lambda record: None)
+
+
+def _publish(
+    params: TrainParams,
+    source: ParquetSource,
+    labels: LabelSet | None,
+    model: PictureModel,
+    folder: Path,
+    report: TrainReport,
+) -> None:
+    weights = weights_bytes(model.model)
+    height, width, channels = source.shape
+    kd = params.loss == "kd"
+    card = StudentCard(
+        run=report.run,
+        seed=params.seed,
+        model=params.model,
+        model_args=params.model_args,
+        weights=WEIGHTS_FILE,
+        weights_sha256=sha256_of(weights),
+        classes=source.classes,
+        height=height,
+        width=width,
+        channels=channels,
+        mean=tuple(params.mean) or (0.5,) * channels,
+        std=tuple(params.std) or (0.5,) * channels,
+        parameters=report.parameters,
+        loss=params.loss,
+        temperature=params.temperature if kd else None,
+        soft_weight=params.soft_weight if kd else None,
+        label_smoothing=params.label_smoothing,
+        labels_identity_sha256=labels.identity if labels else None,
+    )
+    publish_bytes(folder / WEIGHTS_FILE, weights)
+    publish_bytes(folder / TRAIN_FILE, canonical_json(report))
+    publish_bytes(folder / CARD_FILE, canonical_json(card))
