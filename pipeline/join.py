@@ -33,7 +33,7 @@ class TrainingBatch:
     keys: pa.StringArray
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
-    teacher: npt.NDArray[np.float16] | None
+    teacher: npt.NDArray[np.floating] | None
 
 
 class JoinedSamples:

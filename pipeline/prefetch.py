@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class _Feeder(Generic[T]):
         return False
 
 
-def prefetch(items: Iterator[T], depth: int, name: str) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, None]:
     """Yield `items` in order while a thread called `name` works up to `depth` items ahead.
 
     An error in the thread is raised here, at the place of the item that failed. Leaving the

@@ -6,6 +6,7 @@ between them are bounded, so a slow disk slows the run and memory stays constant
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.encode import encode_dense_f16, kl_sums
@@ -37,6 +39,7 @@ QUEUE_BATCHES = 4
 
 Logits = npt.NDArray[np.float32]
 RunTeacher = Callable[[npt.NDArray[np.uint8]], Logits]
+OnBatch = Callable[[int, int, int], None]
 
 
 @dataclass
@@ -74,21 +77,23 @@ def label_shards(
     source: ParquetSource,
     run_teacher: RunTeacher,
     folder: Path,
-    on_batch: Callable[[int], None],
+    on_batch: OnBatch,
 ) -> BusyTime:
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` maps uint8 pictures `[N, height, width, channels]` to logits `[N, classes]` in
-    the order of the identity's classes. `on_batch` hears of every batch's rows once they are
-    encoded. Raises DataError for non-finite logits and for a key that appears twice in a shard.
+    the order of the identity's classes. `on_batch` hears of every encoded batch: its rows, those
+    with a hard label, and those where the teacher agrees with it. Raises DataError for
+    non-finite logits and for a key that appears twice in a shard.
     """
     busy = BusyTime()
     read = prefetch(_read(shards, source, plan, busy), QUEUE_BATCHES, "read")
     ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
-    current = next(ran, None)
-    while current is not None:
-        shard, current = _write_shard(plan, current, ran, source, folder, busy, on_batch)
-        publish_bytes(folder / f"{shard.shard}.json", canonical_json(shard))
+    with contextlib.closing(ran):
+        current = next(ran, None)
+        while current is not None:
+            receipt, current = _write_shard(plan, current, ran, source, folder, busy, on_batch)
+            publish_bytes(folder / f"{receipt.shard}.json", canonical_json(receipt))
     return busy
 
 
@@ -120,7 +125,7 @@ def _write_shard(
     source: ParquetSource,
     folder: Path,
     busy: BusyTime,
-    on_batch: Callable[[int], None],
+    on_batch: OnBatch,
 ) -> tuple[Receipt, _Batch | None]:
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
@@ -129,9 +134,8 @@ def _write_shard(
     current: _Batch | None = first
     with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
         while current is not None and current.shard is shard:
-            _write_batch(plan, current, writer, counts, busy)
+            on_batch(*_write_batch(plan, current, writer, counts, busy))
             keys.append(current.samples.keys)
-            on_batch(len(current.samples))
             current = next(ran, None)
         _refuse_duplicates(shard, keys)
         begin = time.perf_counter()
@@ -152,7 +156,8 @@ def _write_shard(
 
 def _write_batch(
     plan: Plan, batch: _Batch, writer: ShardWriter, counts: _Counts, busy: BusyTime
-) -> None:
+) -> tuple[int, int, int]:
+    """Encode and append one batch; return its rows, those labelled and those correct."""
     temperatures = plan.identity.temperatures
     begin = time.perf_counter()
     try:
@@ -164,8 +169,9 @@ def _write_batch(
             "check the teacher and its preprocessing"
         ) from error
     labels = batch.samples.hard_labels()
-    counts.labelled += int((labels >= 0).sum())
-    counts.correct += int((labels == rows.top1).sum())
+    labelled, correct = int((labels >= 0).sum()), int((labels == rows.top1).sum())
+    counts.labelled += labelled
+    counts.correct += correct
     room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
     if room > 0:
         counts.kl += kl_sums(batch.logits[:room], rows.payload[:room], temperatures)
@@ -174,11 +180,10 @@ def _write_batch(
     writer.append(batch.samples.keys, batch.samples.labels, rows)
     busy.encode += encoded - begin
     busy.write += time.perf_counter() - encoded
+    return len(labels), labelled, correct
 
 
-def _refuse_duplicates(shard: ShardPlan, keys: list[pc.Expression]) -> None:
-    import pyarrow as pa
-
+def _refuse_duplicates(shard: ShardPlan, keys: list[pa.StringArray]) -> None:
     column = pa.chunked_array(keys)
     if pc.count_distinct(column).as_py() == len(column):
         return

@@ -12,7 +12,7 @@ import numpy as np
 from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.labelset_folder import close, finished_shards, reopen, settle_plan
 from softlabel.pipeline.lease import lease
-from softlabel.pipeline.plan import batches, plan_shards
+from softlabel.pipeline.plan import plan_shards
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.runner import BusyTime, Logits, RunTeacher, label_shards
 from softlabel.pipeline.session import TeacherSession
@@ -57,6 +57,46 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
         ) from error
 
 
+class TeacherCheck:
+    """Compares the teacher with the hard labels of the first 1,024 samples that have one.
+
+    Wrong preprocessing or class order is the commonest fault, and shows here at once: CheckFailed
+    where the top-1 is within two standard errors of chance, unless that is `allowed`.
+    """
+
+    def __init__(self, classes: int, allowed: bool, progress: Progress) -> None:
+        self._chance = 1 / classes
+        self._allowed = allowed
+        self._progress = progress
+        self._labelled = 0
+        self._correct = 0
+        self._decided = False
+
+    def on_batch(self, rows: int, labelled: int, correct: int) -> None:
+        """Count a batch, and decide as soon as enough are counted."""
+        self._progress.advance(rows)
+        if not self._decided:
+            self._labelled += labelled
+            self._correct += correct
+            if self._labelled >= CHECKED_ROWS:
+                self.decide()
+
+    def decide(self) -> None:
+        """Say how good the teacher is, once; raise where it is no better than chance."""
+        if self._decided or not self._labelled:
+            return
+        self._decided = True
+        accuracy = self._correct / self._labelled
+        seen = f"the teacher's top-1 is right for {accuracy:.1%} of {self._labelled} samples"
+        self._progress.say(seen)
+        error = math.sqrt(self._chance * (1 - self._chance) / self._labelled)
+        if accuracy <= self._chance + 2 * error and not self._allowed:
+            raise CheckFailed(
+                f"{seen}, chance is {self._chance:.1%}; check its preprocessing and class order, "
+                "or pass --allow-bad-teacher"
+            )
+
+
 def _label(
     params: InferParams,
     wanted: Plan,
@@ -73,11 +113,11 @@ def _label(
     busy = BusyTime()
     if pending:
         reopen(folder)
-        if not params.allow_bad_teacher:
-            _refuse_bad_teacher(wanted, source, run_teacher, progress)
         progress.start("infer", rows, "samples")
+        check = TeacherCheck(len(plan.identity.classes), params.allow_bad_teacher, progress)
         batching = plan.model_copy(update={"execution": wanted.execution})
-        busy = label_shards(batching, pending, source, run_teacher, folder, progress.advance)
+        busy = label_shards(batching, pending, source, run_teacher, folder, check.on_batch)
+        check.decide()
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
     return _report(folder, wanted, manifest, rows, len(finished), busy, seconds)
@@ -110,34 +150,6 @@ def _in_class_order(session: TeacherSession, order: tuple[int, ...] | None) -> R
         return np.ascontiguousarray(session.run(pixels)[:, columns])
 
     return run_in_order
-
-
-def _refuse_bad_teacher(
-    plan: Plan, source: ParquetSource, run_teacher: RunTeacher, progress: Progress
-) -> None:
-    """Stop where the teacher's top-1 is within two standard errors of chance."""
-    rows = correct = seen = 0
-    for shard in plan.shards:
-        for segments in batches(shard, plan.execution.batch_size):
-            if seen >= CHECKED_ROWS:
-                break
-            samples = source.read(segments)
-            labels = samples.hard_labels()
-            top1 = run_teacher(samples.inputs).argmax(axis=1)
-            rows += int((labels >= 0).sum())
-            correct += int((labels == top1).sum())
-            seen += len(labels)
-    if rows == 0:
-        return
-    chance = 1 / len(plan.identity.classes)
-    accuracy = correct / rows
-    progress.say(f"the teacher's top-1 is right for {accuracy:.1%} of the first {rows} samples")
-    if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / rows):
-        raise CheckFailed(
-            f"the teacher's top-1 is right for {accuracy:.1%} of the first {rows} samples, chance "
-            f"is {chance:.1%}; check its preprocessing and class order, or pass "
-            "--allow-bad-teacher"
-        )
 
 
 def _report(
