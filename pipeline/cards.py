@@ -1,4 +1,4 @@
-"""student.json, the card beside a student's weights: find it, read it, build the student."""
+"""student.json, the card beside a student's weights: find it and read it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from softlabel.pipeline.models import PictureModel, build_model, load_weights
-from softlabel.pipeline.publish import file_sha256
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.reports import StudentCard
 
@@ -51,17 +49,3 @@ def find_cards(paths: Sequence[Path]) -> list[Path]:
             )
         found += cards
     return list(dict.fromkeys(found))
-
-
-def load_student(path: Path) -> tuple[StudentCard, PictureModel]:
-    """The card in file `path` and its model with its weights, on the CPU, in eval mode.
-
-    Raises ParameterError, DataError.
-    """
-    card = read_card(path)
-    weights = path.parent / card.weights
-    inner = build_model(card.model, card.model_args, len(card.classes), card.channels)
-    load_weights(inner, weights)
-    if file_sha256(weights) != card.weights_sha256:
-        raise DataError(f"{weights}: is not the file that {path} describes; train again")
-    return card, PictureModel(inner, card.mean, card.std).eval()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from softlabel.pipeline.devices import cpu_name, cpu_threads, cuda_devices
 from softlabel.pipeline.preprocess import model_input
@@ -112,9 +113,18 @@ def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSess
 def run_model(
     session: onnxruntime.InferenceSession, output: str, inputs: dict[str, Array]
 ) -> Array:
-    """One output of one run. Raises EnvironmentFault where the provider fails."""
+    """One output of one run.
+
+    Raises DataError where the model does not take these inputs, EnvironmentFault where the
+    provider fails otherwise, such as on memory.
+    """
     try:
         (result,) = session.run([output], inputs)
+    except InvalidArgument as error:
+        raise DataError(
+            f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"
+            f": {_first_line(error)}; check --layout and the source's pictures"
+        ) from error
     except Exception as error:
         raise EnvironmentFault(
             f"the teacher failed on a batch: {_first_line(error)}; a smaller --batch-size needs "

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from softlabel.schemas.reports import EvaluateReport, RunMetrics, Spread, StudentCard
 
 CLEAR = 2.0
+# What a run is called that was trained without a name.
+UNNAMED = "unnamed"
 
 
 def percent(spread: Spread, digits: int = 1) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from lightning_fabric import Fabric
 
-from softlabel.pipeline.cards import find_cards, load_student
+from softlabel.pipeline.cards import find_cards
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.metrics import ClassifierMetrics
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.student import load_student
 from softlabel.pipeline.training import make_fabric, predict
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import canonical_json

@@ -1,0 +1,318 @@
+"""A small finished project for the report's tests: source, label set, students and evaluation."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from softlabel.pipeline.encode import encode_dense_f16, kl_sums
+from softlabel.pipeline.parquet_shards import writing_shard
+from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.digits import read_digits
+from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.schemas.labelset import (
+    Fidelity,
+    Identity,
+    Manifest,
+    ManifestShard,
+    MeasuredFidelity,
+    Receipt,
+    Segment,
+    Statistics,
+    canonical_json,
+)
+from softlabel.schemas.model import Record
+from softlabel.schemas.params import ReportParams
+from softlabel.schemas.reports import (
+    Bin,
+    EpochRecord,
+    EvaluateReport,
+    RunMetrics,
+    Spread,
+    StudentCard,
+    StudentMetrics,
+    TrainReport,
+)
+from softlabel.schemas.sample import SampleBlock
+from softlabel.schemas.teacher import Preprocess
+
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+ROWS = 400
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run of the invented project: its accuracy per seed and how quickly it learns."""
+
+    run: str
+    loss: str
+    accuracies: Sequence[float]
+    overconfidence: float = 0.02
+
+
+RECIPES = (
+    Recipe("hard", "hard", (0.958, 0.966, 0.970, 0.962), 0.035),
+    Recipe("kd", "kd", (0.978, 0.980, 0.976, 0.982), 0.012),
+)
+
+HOSTILE = (
+    "<script>window.pwned=1</script>",
+    "</script><img src=x onerror=window.pwned=1>",
+    "two\nlines \u2028 and & \"quotes\" 'too'",
+    "long" * 75,
+    "\u202e\u05d9\u05de\u05d9\u05df \u05dc\u05e9\u05de\u05d0\u05dc",
+)
+
+World = Callable[..., ReportParams]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Write a project into a fresh folder, enter it, and return the parameters of its report."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(
+        recipes: Sequence[Recipe] = RECIPES,
+        classes: Sequence[str] = tuple("0123456789"),
+        keys: Sequence[str] | None = None,
+        epochs: int = 20,
+    ) -> ReportParams:
+        source = write_source(Path("data/train"), classes, keys)
+        identity = write_labels(Path("labels"), source)
+        write_students(Path("models/students"), recipes, classes, identity, epochs)
+        write_evaluation(Path("reports/evaluate"), recipes, classes)
+        return ReportParams()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hostile_names() -> tuple[str, ...]:
+    """Names that break a page which takes them for anything but text."""
+    return HOSTILE
+
+
+@pytest.fixture
+def hostile_world(make_world: World) -> ReportParams:
+    """A project whose runs, classes, first keys and title are hostile."""
+    recipes = [Recipe(HOSTILE[index], "kd", (0.91, 0.92)) for index in (1, 2, 3, 4)]
+    recipes.append(Recipe(HOSTILE[0], "hard", (0.9,)))
+    params = make_world(recipes, (*HOSTILE, *"56789"), HOSTILE)
+    return params.model_copy(update={"title": HOSTILE[0]})
+
+
+def write_source(
+    folder: Path, classes: Sequence[str], keys: Sequence[str] | None = None
+) -> ParquetSource:
+    block = read_digits().slice(0, ROWS)
+    if keys is not None:
+        names = [*keys, *block.keys.to_pylist()[len(keys) :]]
+        block = SampleBlock(pa.array(names), block.inputs, block.labels)
+    folder.mkdir(parents=True)
+    half = ROWS // 2
+    write_source_shard(folder / "part-00000.parquet", block.slice(0, half), classes)
+    write_source_shard(folder / "part-00001.parquet", block.slice(half, ROWS - half), classes)
+    return ParquetSource(folder)
+
+
+def write_labels(folder: Path, source: ParquetSource) -> str:
+    """A complete label set in one shard; logits are distances to the classes' mean pictures."""
+    segments = tuple(Segment(source=f.name, first=0, rows=f.rows) for f in source.files)
+    block = source.read(segments)
+    logits = _logits(block)
+    height, width, channels = source.shape
+    plain = Preprocess(height=height, width=width, channels=channels, mean=(0.5,), std=(0.5,))
+    identity = Identity(
+        teacher_sha256=(hashlib.sha256(b"teacher").hexdigest(),),
+        preprocess=plain,
+        classes=source.classes,
+        class_map=None,
+        output="logits",
+        output_kind="logits",
+        source=source.files,
+        temperatures=TEMPERATURES,
+        codec="dense-f16",
+    )
+    rows = encode_dense_f16(logits, TEMPERATURES)
+    folder.mkdir()
+    with writing_shard(folder / "part-00000.parquet", identity) as writer:
+        writer.append(block.keys, block.labels, rows)
+        size, digest = writer.finish()
+    correct = int((block.hard_labels() == rows.top1).sum())
+    statistics = Statistics(labelled=len(block), correct=correct)
+    kl = kl_sums(logits, rows.payload, TEMPERATURES)
+    receipt = Receipt(
+        shard="part-00000",
+        identity_sha256=identity.digest(),
+        rows=len(block),
+        bytes=size,
+        sha256=digest,
+        source=tuple(source.digest(file.name) for file in source.files),
+        statistics=statistics,
+        fidelity=Fidelity(rows=len(block), kl_sum=kl),
+    )
+    write_record(folder / "part-00000.json", receipt)
+    shard = ManifestShard(
+        name="part-00000",
+        rows=len(block),
+        bytes=size,
+        sha256=digest,
+        receipt_sha256=file_sha256(folder / "part-00000.json"),
+        segments=segments,
+    )
+    fidelity = tuple(
+        MeasuredFidelity(temperature=T, kl_mean=total / len(block), rows=len(block))
+        for T, total in zip(TEMPERATURES, kl, strict=True)
+    )
+    manifest = Manifest(
+        identity_sha256=identity.digest(),
+        identity=identity,
+        rows=len(block),
+        statistics=statistics,
+        fidelity=fidelity,
+        shards=(shard,),
+    )
+    write_record(folder / "labelset.json", manifest)
+    return identity.digest()
+
+
+def write_students(
+    folder: Path, recipes: Sequence[Recipe], classes: Sequence[str], identity: str, epochs: int
+) -> None:
+    for number, recipe in enumerate(recipes):
+        soft = recipe.loss == "kd"
+        for seed, accuracy in enumerate(recipe.accuracies):
+            student = folder / f"run{number}-{seed}"
+            card = StudentCard(
+                run=recipe.run,
+                seed=seed,
+                model="softlabel.pipeline.small_models:cnn",
+                model_args={"width": 8},
+                weights="student.safetensors",
+                weights_sha256="0" * 64,
+                classes=tuple(classes),
+                height=8,
+                width=8,
+                channels=1,
+                mean=(0.5,),
+                std=(0.5,),
+                parameters=4210,
+                loss=recipe.loss,
+                temperature=4.0 if soft else None,
+                soft_weight=0.9 if soft else None,
+                label_smoothing=0.0,
+                labels_identity_sha256=identity if soft else None,
+            )
+            write_record(student / "student.json", card)
+            report = TrainReport(
+                output=student,
+                run=recipe.run,
+                seed=seed,
+                loss=recipe.loss,
+                parameters=4210,
+                samples=ROWS,
+                steps=epochs * 4,
+                device="cpu",
+                seconds=1.5,
+                labels_identity_sha256=card.labels_identity_sha256,
+                history=_history(accuracy, soft, seed, epochs),
+            )
+            write_record(student / "train.json", report)
+
+
+def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[str]) -> None:
+    students = [
+        StudentMetrics(
+            name=f"run{number}-{seed}",
+            run=recipe.run,
+            seed=seed,
+            rows=500,
+            accuracy=accuracy,
+            nll=4 * (1 - accuracy) + 0.004 * seed,
+            ece=recipe.overconfidence + 0.001 * seed,
+            parameters=4210,
+            bins=_bins(accuracy, recipe.overconfidence, seed),
+        )
+        for number, recipe in enumerate(recipes)
+        for seed, accuracy in enumerate(recipe.accuracies)
+    ]
+    runs = []
+    for recipe in recipes:
+        members = [student for student in students if student.run == recipe.run]
+        spreads = {
+            name: _spread([getattr(student, name) for student in members])
+            for name in ("accuracy", "nll", "ece")
+        }
+        seeds = tuple(range(len(members)))
+        runs.append(RunMetrics(run=recipe.run, seeds=seeds, **spreads))
+    report = EvaluateReport(
+        output=folder,
+        source=Path("data/test"),
+        rows=500,
+        classes=tuple(classes),
+        students=tuple(students),
+        runs=tuple(runs),
+    )
+    write_record(folder / "evaluate.json", report)
+
+
+def write_record(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(canonical_json(record))
+
+
+def _logits(block: SampleBlock) -> npt.NDArray[np.float32]:
+    labels = block.hard_labels()
+    pixels = block.inputs.reshape(len(block), -1).astype(np.float32) / 255
+    means = np.stack([pixels[labels == label].mean(axis=0) for label in range(10)])
+    distances = ((pixels[:, None, :] - means[None]) ** 2).sum(axis=2)
+    logits = -3.0 * distances
+    logits[np.arange(len(block)), labels] += 3
+    return np.asarray(logits, np.float32)
+
+
+def _history(accuracy: float, soft: bool, seed: int, epochs: int) -> tuple[EpochRecord, ...]:
+    rng = np.random.default_rng(seed + 100 * soft)
+    records = []
+    for epoch in range(epochs):
+        left = float(np.exp(-0.35 * epoch)) * (1 + 0.1 * float(rng.normal()))
+        hard = 0.03 + 2.2 * abs(left)
+        records.append(
+            EpochRecord(
+                epoch=epoch,
+                learning_rate=1e-3,
+                loss=2 * hard + 1 if soft else hard,
+                hard=hard,
+                soft=hard if soft else None,
+                soft_kl=hard / 3 if soft else None,
+                train_accuracy=min(1.0, accuracy + 0.01),
+                validation_accuracy=max(0.1, accuracy - 0.75 * abs(left)),
+                validation_nll=0.08 + 2 * abs(left) + (0 if soft else 0.004 * epoch),
+            )
+        )
+    return tuple(records)
+
+
+def _bins(accuracy: float, gap: float, seed: int) -> tuple[Bin, ...]:
+    rng = np.random.default_rng(seed)
+    rows = np.asarray([0, 0, 0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 38, 389])
+    bins = []
+    for index, count in enumerate(rows.tolist()):
+        low, high = index / 15, (index + 1) / 15
+        if count == 0:
+            bins.append(Bin(low=low, high=high, rows=0, confidence=None, accuracy=None))
+            continue
+        confidence = (low + high) / 2
+        hit = float(np.clip(confidence - 2 * gap + 0.06 * rng.normal(), 0, 1))
+        bins.append(Bin(low=low, high=high, rows=count, confidence=confidence, accuracy=hit))
+    return tuple(bins)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+    return Spread(mean=float(np.mean(values)), standard_error=error)

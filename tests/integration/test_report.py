@@ -1,0 +1,252 @@
+"""report over a small finished project: what the page says, and what stops it."""
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import softlabel
+from softlabel.pipeline.labelset import open_labelset
+from softlabel.pipeline.wording import percent, plain
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.params import ReportParams
+from softlabel.schemas.reports import EvaluateReport
+from softlabel.stages.report import run
+
+World = Callable[..., ReportParams]
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """The page's text, tags with attributes, and scripts; fails on a tag that is not closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+        elif self._open and self._open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts[0])
+        return found
+
+
+def test_the_numbers_are_those_of_the_evaluation(make_world: World) -> None:
+    params = make_world()
+    report = run(params)
+    assert (report.students, report.samples) == (8, 12)
+    assert report.bytes == params.output.stat().st_size
+    page = Page(params.output)
+    evaluation = EvaluateReport.model_validate_json(
+        (params.evaluation / "evaluate.json").read_bytes()
+    )
+    values = [float(str(one["value"])) for one in page.all("data")]
+    for run_ in evaluation.runs:
+        for text in (percent(run_.accuracy), plain(run_.nll), percent(run_.ece, 2)):
+            assert " ".join(text.split()) in page.text
+        assert {run_.accuracy.mean, run_.nll.mean, run_.ece.mean} <= set(values)
+    assert "Students trained on stored soft labels reached 97.9 ± 0.1 % on 500 test" in page.text
+    assert "hard labels alone 96.4 ± 0.3 %" in page.text
+
+
+def test_it_says_where_the_labels_come_from(make_world: World) -> None:
+    params = make_world()
+    run(params)
+    text = Page(params.output).text
+    labels = open_labelset("labels")
+    identity = labels.manifest.identity
+    assert labels.identity in text
+    assert identity.teacher_sha256[0] in text
+    assert "400 in 1 shard" in text
+    assert all(f"{one.kl_mean:.2g}" in text for one in labels.manifest.fidelity)
+    assert all(str(file.digest) in text for file in identity.source)
+    assert "softlabel infer --source data/train --output labels --codec dense-f16" in text
+    assert "for seed in 0 1 2 3; do softlabel train-student --run kd --seed $seed; done" in text
+    assert "softlabel evaluate --models models/students --source data/test" in text
+    assert f"softlabel {softlabel.__version__}" in text
+
+
+def test_the_page_is_complete_and_asks_nobody(make_world: World) -> None:
+    params = make_world()
+    run(params)
+    page = Page(params.output)
+    assert [one.get("type") for one in page.all("script")] == ["application/json", None, None]
+    assert not any("src" in one for one in page.all("script"))
+    assert page.all("link") == []
+    assert all(str(one["src"]).startswith("data:image/png;base64,") for one in page.all("img"))
+    assert all(one["alt"] for one in page.all("img"))
+    boxes = [one["data-plot"] for one in page.all("div") if "data-plot" in one]
+    assert sorted(map(str, boxes)) == sorted(page.data()["plots"])
+    assert all(one.get("aria-label") for one in page.all("div") if "data-plot" in one)
+    ids = [one["id"] for _, one in page.tags if "id" in one]
+    assert len(ids) == len(set(ids))
+    assert {str(one["href"]).removeprefix("#") for one in page.all("a")} <= set(ids)
+    assert len(page.data()["samples"]) == 12
+
+
+def test_equal_inputs_give_equal_bytes_without_this_machine(
+    make_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        params = make_world()
+        run(params)
+        pages.append(params.output.read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+    page = Page(params.output)
+    said = page.text + json.dumps(page.data())
+    assert str(tmp_path) not in pages[0]
+    assert socket.gethostname() not in said
+    assert not re.search(r"20\d\d-\d\d-\d\d", said)
+
+
+def test_absolute_paths_stay_off_the_page(make_world: World, tmp_path: Path) -> None:
+    params = make_world()
+    absolute = {
+        name: tmp_path / getattr(params, name)
+        for name in ("evaluation", "labels", "source", "output")
+    }
+    run(params.model_copy(update={**absolute, "models": (tmp_path / "models/students",)}))
+    assert str(tmp_path) not in params.output.read_text(encoding="utf-8")
+
+
+def test_without_labels_there_is_no_gallery(make_world: World) -> None:
+    params = make_world().model_copy(update={"labels": None})
+    assert run(params).samples == 0
+    page = Page(params.output)
+    assert "Results" in page.text
+    assert "What the teacher sees" not in page.text
+    assert page.all("img") == []
+
+
+def test_without_the_source_there_are_bars_and_no_pictures(make_world: World) -> None:
+    params = make_world().model_copy(update={"source": None})
+    assert run(params).samples == 12
+    page = Page(params.output)
+    assert page.all("img") == []
+    assert "What the teacher sees" in page.text
+
+
+def test_hostile_names_are_text(hostile_world: ReportParams, hostile_names: list[str]) -> None:
+    run(hostile_world)
+    page = Page(hostile_world.output)
+    assert len(page.all("script")) == 3
+    assert not any(name.startswith("on") for _, one in page.tags for name in one)
+    for name in hostile_names:
+        assert " ".join(name.split()) in page.text
+    alts = " ".join(str(one["alt"]) for one in page.all("img"))
+    assert hostile_names[1] in alts
+    assert page.data()["runs"][0] in hostile_names
+
+
+def test_runs_without_a_name_get_one(make_world: World) -> None:
+    params = make_world()
+    for path in [*Path("models").rglob("*.json"), params.evaluation / "evaluate.json"]:
+        path.write_text(path.read_text().replace('"run": "kd"', '"run": ""'))
+    run(params)
+    text = Page(params.output).text
+    assert "unnamed" in text
+    assert "do softlabel train-student --seed $seed; done" in text
+
+
+def test_students_of_other_labels_are_pointed_out(make_world: World) -> None:
+    params = make_world()
+    path = Path("models/students/run1-0/student.json")
+    card = json.loads(path.read_text()) | {"labels_identity_sha256": "f" * 64}
+    path.write_text(json.dumps(card))
+    run(params)
+    assert "learned from another label set" in Page(params.output).text
+
+
+def test_a_missing_evaluation_says_what_to_run(make_world: World) -> None:
+    params = make_world()
+    (params.evaluation / "evaluate.json").unlink()
+    with pytest.raises(ParameterError, match=r"evaluate.json: .*run 'softlabel evaluate' first"):
+        run(params)
+
+
+@pytest.mark.parametrize(
+    "name", ["reports/evaluate/evaluate.json", "models/students/run0-0/train.json"]
+)
+@pytest.mark.parametrize("text", ["", "{", '{"output": 3}', "null", '{"rows": NaN}'])
+def test_damaged_json_is_one_clear_line(make_world: World, name: str, text: str) -> None:
+    params = make_world()
+    Path(name).write_text(text)
+    with pytest.raises(DataError, match=rf"^{name}: is damaged \(.*; run 'softlabel ") as caught:
+        run(params)
+    assert "\n" not in str(caught.value)
+    assert not params.output.exists()
+
+
+def test_missing_curves_say_what_to_run(make_world: World) -> None:
+    params = make_world()
+    Path("models/students/run0-0/train.json").unlink()
+    with pytest.raises(ParameterError, match=r"train.json: .*'softlabel train-student' first"):
+        run(params)
+
+
+def test_no_students_is_a_parameter_error(make_world: World) -> None:
+    params = make_world().model_copy(update={"models": (Path("data"),)})
+    with pytest.raises(ParameterError, match=r"data: no student\.json"):
+        run(params)
+
+
+def test_an_empty_evaluation_is_refused(make_world: World) -> None:
+    params = make_world()
+    path = params.evaluation / "evaluate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"students": [], "runs": []}))
+    with pytest.raises(DataError, match="measured no student"):
+        run(params)
+
+
+def test_another_source_is_refused_by_key(
+    make_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    make_world(keys=[f"stranger-{index}" for index in range(400)])
+    monkeypatch.chdir(tmp_path)
+    params = make_world().model_copy(update={"source": other / "data/train"})
+    with pytest.raises(DataError, match=r"the label set has key 'digit-\d+', .*'stranger-"):
+        run(params)
+
+
+def test_a_shorter_source_is_refused_by_key(make_world: World) -> None:
+    params = make_world()
+    Path("data/train/part-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"key 'digit-\d+', and part-00001.parquet lacks that row"):
+        run(params)
