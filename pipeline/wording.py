@@ -46,19 +46,20 @@ def file_size(size: int) -> str:
 
 def how_trained(card: StudentCard) -> str:
     """What a run learned from: `soft labels at T = 4, weight 0.9` or `hard labels alone`."""
-    smooth = f", smoothing {card.label_smoothing:g}" if card.label_smoothing else ""
+    smoothed = f"label smoothing {card.label_smoothing:g}"
     if card.loss == "hard":
-        return f"hard labels{smooth}" if smooth else "hard labels alone"
+        return smoothed if card.label_smoothing else "hard labels alone"
+    smooth = f", {smoothed}" if card.label_smoothing else ""
     details = [f"T = {card.temperature:g}"] if card.temperature is not None else []
     details += [f"weight {card.soft_weight:g}"] if card.soft_weight is not None else []
     return f"soft labels ({', '.join(details)}{smooth})"
 
 
 def result(evaluation: EvaluateReport, cards: Mapping[str, StudentCard]) -> tuple[str, str]:
-    """What was reached, and what the difference to hard labels alone is worth.
+    """What was reached, and what the differences to training without a teacher are worth.
 
-    cards: one of each run that is known. Runs with soft labels are compared with the runs with
-    hard labels of the same model; of several the most accurate one speaks.
+    cards: one of each run that is known. Runs with soft labels are compared with the runs of the
+    same model on hard labels, alone and smoothed; of several the most accurate one speaks.
     """
     soft = [run for run in evaluation.runs if run.run in cards and _is_soft(cards[run.run])]
     where = f"on {_samples(evaluation)}"
@@ -78,27 +79,32 @@ def result(evaluation: EvaluateReport, cards: Mapping[str, StudentCard]) -> tupl
     ]
     if not hard:
         return f"{reached}.", "No run of the same model with hard labels alone stands beside them."
-    base = max(hard, key=_accuracy)
-    words = how_trained(cards[base.run])
-    reached += f"; {words} {percent(base.accuracy)}{_best_of(base, hard)}."
-    return reached, verdict(best.accuracy, base.accuracy)
+    named, worth = [], []
+    for smoothed in (False, True):
+        group = [run for run in hard if bool(cards[run.run].label_smoothing) == smoothed]
+        if group:
+            base = max(group, key=_accuracy)
+            way = how_trained(cards[base.run])
+            named.append(f"{way}: {percent(base.accuracy)}{_best_of(base, group)}")
+            worth.append(verdict(best.accuracy, base.accuracy, way))
+    return f"{reached}; {'; '.join(named)}.", " ".join(worth)
 
 
-def verdict(soft: Spread, hard: Spread) -> str:
-    """What the difference of two accuracies is worth, measured by its standard error."""
+def verdict(soft: Spread, hard: Spread, way: str) -> str:
+    """What the difference to training by `way` is worth, measured by its standard error."""
     points = 100 * (soft.mean - hard.mean)
     if soft.standard_error is None or hard.standard_error is None:
         return (
-            f"The difference is {points:+.1f} points; with a single seed there is no standard "
-            "error, so it may be chance."
+            f"The difference to {way} is {points:+.1f} points; with a single seed there is no "
+            "standard error, so it may be chance."
         )
     error = 100 * math.hypot(soft.standard_error, hard.standard_error)
     if abs(points) <= error:
         return (
-            f"The difference of {points:+.1f} points lies within its standard error of "
+            f"The difference to {way}, {points:+.1f} points, lies within its standard error of "
             f"{error:.1f}: these runs do not tell the two apart."
         )
-    side = f"{abs(points):.1f} points {'ahead' if points > 0 else 'behind'}"
+    side = f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'} {way}"
     times = _times(abs(points), error)
     if abs(points) <= CLEAR * error:
         return f"Soft labels are {side}, {times} the standard error: a hint, no more."

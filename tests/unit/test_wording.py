@@ -73,11 +73,23 @@ def test_the_result_names_both_sides() -> None:
     )
     assert reached == (
         "Students trained on stored soft labels reached 97.9 ± 0.1\u00a0% on 500 test samples; "
-        "hard labels alone 96.5 ± 0.3\u00a0%."
+        "hard labels alone: 96.5 ± 0.3\u00a0%."
     )
     assert worth == (
-        "Soft labels are 1.4 points ahead, 4.4 times the standard error of the difference."
+        "Soft labels are 1.4 points ahead of hard labels alone, 4.4 times the standard error of "
+        "the difference."
     )
+
+
+def test_smoothing_is_a_baseline_of_its_own() -> None:
+    cards = CARDS | {"smooth": card("hard", smoothing=0.1)}
+    found = evaluation(hard=spread(0.95, 0.001), smooth=spread(0.98, 0.002), kd=spread(0.97, 0.001))
+    reached, worth = wording.result(found, cards)
+    assert reached.endswith(
+        "; hard labels alone: 95.0 ± 0.1\u00a0%; label smoothing 0.1: 98.0 ± 0.2\u00a0%."
+    )
+    assert "2.0 points ahead of hard labels alone" in worth
+    assert "1.0 points behind label smoothing 0.1" in worth
 
 
 def test_the_best_of_several_is_called_so() -> None:
@@ -107,19 +119,27 @@ def test_without_soft_runs_the_best_run_speaks() -> None:
         (spread(0.970, 0.003), spread(0.969, 0.003), "do not tell the two apart"),
         (spread(0.960, 0.003), spread(0.963, 0.003), "do not tell the two apart"),
         (spread(0.975, 0.003), spread(0.969, 0.003), "a hint, no more"),
-        (spread(0.950, 0.001), spread(0.969, 0.001), "1.9 points behind, more than 10 times"),
+        (
+            spread(0.950, 0.001),
+            spread(0.969, 0.001),
+            "1.9 points behind hard labels alone, more than 10 times",
+        ),
         (spread(0.990), spread(0.969, 0.003), "may be chance"),
-        (spread(0.990, 0.0), spread(0.969, 0.0), "2.1 points ahead, more than 10 times"),
+        (
+            spread(0.990, 0.0),
+            spread(0.969, 0.0),
+            "2.1 points ahead of hard labels alone, more than 10 times",
+        ),
         (spread(0.990, 0.0), spread(0.990, 0.0), "do not tell the two apart"),
     ],
 )
 def test_verdict_is_honest(soft: Spread, hard: Spread, said: str) -> None:
-    assert said in wording.verdict(soft, hard)
+    assert said in wording.verdict(soft, hard, "hard labels alone")
 
 
 def test_how_trained() -> None:
     assert wording.how_trained(card("hard")) == "hard labels alone"
-    assert wording.how_trained(card("hard", smoothing=0.1)) == "hard labels, smoothing 0.1"
+    assert wording.how_trained(card("hard", smoothing=0.1)) == "label smoothing 0.1"
     assert wording.how_trained(card("kd")) == "soft labels (T = 4, weight 0.9)"
 
 
