@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class LabelBlock:
 
     def probs(self, T: float) -> npt.NDArray[np.float32]:
         """Soft targets `softmax(z / T)`, float32 `[N, C]`; T > 0."""
-        if not T > 0:
-            raise ValueError(f"temperature must be above 0, got {T}")
+        if not 0 < T < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {T}")
         return softmax(self.logits, T)
 
     def slice(self, first: int, rows: int) -> LabelBlock:

@@ -28,6 +28,11 @@ def class_map(
             f"{names[0]} lacks classes of {names[1]}: {_few(unknown)}; name the classes alike "
             "in both"
         )
+    twice = [
+        name for names_ in (teacher, source) for name in names_ if list(names_).count(name) > 1
+    ]
+    if twice:
+        raise DataError(f"{names[0]} or {names[1]} names class {twice[0]!r} twice; rename one")
     positions = {name: index for index, name in enumerate(teacher)}
     return tuple(positions[name] for name in source)
 

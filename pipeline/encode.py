@@ -55,9 +55,11 @@ def log_sums(
     shifted: npt.NDArray[np.float32], temperatures: Sequence[float]
 ) -> npt.NDArray[np.float32]:
     """`logsumexp(shifted / T)` for each temperature, `[N, K]`, of rows whose maximum is 0."""
-    sums = [
-        np.exp(shifted * np.float32(1 / temperature)).sum(axis=1) for temperature in temperatures
-    ]
+    with np.errstate(over="ignore"):  # what is too far below is -inf, without mass
+        sums = [
+            np.exp(shifted * np.float32(1 / temperature)).sum(axis=1)
+            for temperature in temperatures
+        ]
     return np.asarray(np.log(np.stack(sums, axis=1)))
 
 
@@ -80,8 +82,10 @@ def kl_sums(
 
 def softmax(logits: npt.NDArray[np.floating], temperature: float) -> npt.NDArray[np.float32]:
     """`softmax(z / T)` over the last axis, float32, for logits of any shift."""
-    scaled = logits.astype(np.float32) / np.float32(temperature)
-    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled = logits.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too far below is -inf, without mass
+        scaled -= scaled.max(axis=-1, keepdims=True)
+        scaled /= np.float32(temperature)
     np.exp(scaled, out=scaled)
     scaled /= scaled.sum(axis=-1, keepdims=True)
     return scaled

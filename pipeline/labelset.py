@@ -125,7 +125,7 @@ def open_labelset(folder: str | Path) -> LabelSet:
     if not folder.is_dir():
         raise ParameterError(f"{folder}: no such label set; make it with 'softlabel infer'")
     manifest = _read_manifest(folder)
-    sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+    sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
     for shard in manifest.shards:
         name = f"{shard.name}.parquet"
         if sizes.get(name) != shard.bytes or f"{shard.name}.json" not in sizes:

@@ -34,13 +34,13 @@ class ClassifierMetrics:
         if not np.isfinite(highest).all():
             raise ValueError("logits hold NaN or infinity")
         shifted = logits.astype(np.float64) - highest
-        log_norm = np.log(np.exp(shifted).sum(axis=1))
+        norm = np.exp(shifted).sum(axis=1)
         rows = np.arange(len(labels))
         hit = logits.argmax(axis=1) == labels
         self.rows += len(labels)
         self._correct += int(hit.sum())
-        self._nll += float((log_norm - shifted[rows, labels]).sum())
-        self._fill_bins(np.exp(-log_norm), hit)
+        self._nll += float((np.log(norm) - shifted[rows, labels]).sum())
+        self._fill_bins(1 / norm, hit)
 
     @property
     def accuracy(self) -> float:

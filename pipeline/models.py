@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,7 +110,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             raise DataError(f"{path}: is no safetensors file: {error}; save it again") from error
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # on damaged data torch's unpickler raises whatever comes
         raise DataError(
             f"{path}: torch cannot read it with weights_only (it is damaged or holds more than "
             "tensors); save the state dict alone, as safetensors at best"
@@ -120,7 +119,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
     tensors = isinstance(checkpoint, dict) and all(
-        isinstance(value, torch.Tensor) for value in checkpoint.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor)
+        for name, value in checkpoint.items()
     )
     if not tensors:
         raise DataError(f"{path}: holds no state dict; save model.state_dict()")
@@ -162,7 +162,7 @@ def _user_factory(module: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, "")
     try:
         loaded = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # the user's module may raise anything
         raise ParameterError(
             f"model '{module}:{name}': {error}; give a module that Python finds from this folder"
         ) from error

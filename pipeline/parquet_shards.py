@@ -96,6 +96,11 @@ class ShardWriter:
         self._writer.close()
         return self._file.size, self._file.digest.hexdigest()
 
+    def abandon(self) -> None:
+        """Let go of a shard that will not be published."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+
     def _write_group(self, rows: int) -> None:
         table = pa.Table.from_batches(self._pending, self._schema)
         self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=rows or None)
@@ -110,7 +115,12 @@ def writing_shard(path: Path, identity: Identity) -> Iterator[ShardWriter]:
     The block must call `finish`.
     """
     with publishing(path) as file:
-        yield ShardWriter(file, identity)
+        writer = ShardWriter(file, identity)
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 class ShardReader:
@@ -124,9 +134,9 @@ class ShardReader:
         self._identity = identity
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+            self._check_metadata()
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self._damaged(str(error)) from error
-        self._check_metadata()
         meta = self._file.metadata
         rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
@@ -179,6 +189,8 @@ class ShardReader:
             raise self._damaged("it is no label shard")
         if json.loads(text).get("identity_sha256") != self._identity.digest():
             raise self._damaged("it belongs to another label set")
+        if not self._file.schema_arrow.equals(shard_schema(self._identity), check_metadata=True):
+            raise self._damaged("its columns are not those of its identity")
 
     def _damaged(self, reason: str) -> DataError:
         reason = " ".join(reason.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def _load(path: Path) -> onnx.ModelProto:
             f"{path}: no such teacher file; make one with 'softlabel export' or pass --teacher"
         )
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError:
         model = onnx.ModelProto()
     if not model.graph.node:
@@ -193,7 +194,7 @@ def _hashes(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:
 
     names = {
         ExternalDataInfo(tensor).location
-        for tensor in model.graph.initializer
+        for tensor in _tensors(model.graph)
         if uses_external_data(tensor)
     }
     files = [path]
@@ -206,6 +207,15 @@ def _hashes(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:
             )
         files.append(file)
     return tuple(file_sha256(file) for file in files)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def _words(names: list[str]) -> str:

@@ -122,6 +122,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _kind(value: object) -> str:
-    return {list: "list", str: "text", int: "number", float: "number", bool: "boolean"}.get(
-        type(value), type(value).__name__
-    )
+    names = {
+        type(None): "nothing",
+        list: "list",
+        str: "text",
+        int: "number",
+        float: "number",
+        bool: "boolean",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -72,7 +72,10 @@ def _parse(path: Path, data: bytes) -> Array:
             f"{path}: holds {len(data) - header} values, its header says {math.prod(shape)}; "
             "fetch the file again"
         )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:
+        raise DataError(f"{path}: its header gives no usable shape: {error}") from error
 
 
 def _find(folder: Path, name: str) -> Path:

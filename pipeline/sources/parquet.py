@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from softlabel.pipeline.publish import file_sha256, publishing
 from softlabel.schemas.errors import DataError, ParameterError
@@ -35,6 +36,13 @@ class SourceHeader(Record):
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     digest: str
+
+    @model_validator(mode="after")
+    def _classes_are_unique(self) -> SourceHeader:
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"class name {twice!r} appears twice")
+        return self
 
 
 class ParquetSource:
@@ -133,12 +141,14 @@ class ParquetSource:
         if self._group is None or self._group[:2] != (name, group):
             try:
                 table = file.read_row_group(group, columns=["key", "label", "image"])
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"{self._paths[name]}: row group {group} cannot be read: {error}; "
                     "prepare the source again"
                 ) from error
             block = self._block(table.combine_chunks())
+            if block.keys.null_count or table["image"].null_count:
+                raise DataError(f"{self._paths[name]}: a key or picture is null; prepare it again")
             self._check_labels(name, block)
             self._group = (name, group, block)
         return self._group[2]
@@ -219,17 +229,26 @@ def _shard_paths(path: Path) -> list[Path]:
 
 def _read_header(path: Path) -> SourceHeader:
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException) as error:
+        schema = pq.read_schema(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no Parquet file: {error}; prepare the source again") from error
+    metadata = schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise DataError(
             f"{path}: is no softlabel source (its metadata lacks "
             f"'{METADATA_KEY.decode()}'); write one with 'softlabel prepare'"
         )
     try:
-        return SourceHeader.model_validate_json(metadata[METADATA_KEY])
+        header = SourceHeader.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as error:
         raise DataError(
             f"{path}: the source metadata is damaged: {error.errors()[0]['msg']}; prepare it again"
         ) from error
+    for name, kind in _columns(header.shape).items():
+        if name not in schema.names or schema.field(name).type != kind:
+            raise DataError(f"{path}: must have a column {name!r} of {kind}; prepare it again")
+    return header
+
+
+def _columns(shape: tuple[int, int, int]) -> dict[str, pa.DataType]:
+    return {"key": pa.string(), "label": pa.int32(), "image": pa.binary(math.prod(shape))}

@@ -1,0 +1,66 @@
+"""Laws of the join: every sample once, with its own label, in an order that is a pure function."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softlabel.pipeline.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.labelset import open_labelset
+from tests.unit.builders import (
+    CLASSES,
+    numbers_of_keys,
+    numbers_of_logits,
+    numbers_of_pixels,
+    write_labels,
+    write_source,
+)
+
+ROWS = 42
+SEEDS = st.integers(0, 2**40)
+EPOCHS = st.integers(0, 1000)
+BATCHES = st.integers(1, ROWS + 5)
+SHUFFLES = st.one_of(st.integers(1, ROWS + 5), st.just(65536))
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> JoinedSamples:
+    root = tmp_path_factory.mktemp("joined")
+    source = write_source(root / "data", (10, 1, 19, 5, 7))
+    folder = write_labels(root / "labels", source, batch_size=3, shard_rows=6)
+    return JoinedSamples(source, open_labelset(folder))
+
+
+def numbers(batches: list[TrainingBatch]) -> list[int]:
+    return [number for batch in batches for number in numbers_of_keys(batch.keys)]
+
+
+@given(SEEDS, EPOCHS, BATCHES, SHUFFLES)
+def test_an_epoch_is_every_sample_once_in_full_batches(
+    joined: JoinedSamples, seed: int, epoch: int, batch_size: int, shuffle_rows: int
+) -> None:
+    batches = list(joined.epoch(seed, epoch, batch_size, shuffle_rows))
+    assert sorted(numbers(batches)) == list(range(ROWS))
+    *whole, last = [len(batch.keys) for batch in batches]
+    assert all(size == batch_size for size in whole)
+    assert 0 < last <= batch_size
+
+
+@given(SEEDS, EPOCHS, BATCHES, SHUFFLES)
+def test_a_label_belongs_to_its_key(
+    joined: JoinedSamples, seed: int, epoch: int, batch_size: int, shuffle_rows: int
+) -> None:
+    for batch in joined.epoch(seed, epoch, batch_size, shuffle_rows):
+        keys = numbers_of_keys(batch.keys)
+        assert batch.teacher is not None
+        assert numbers_of_logits(batch.teacher) == keys
+        assert numbers_of_pixels(batch.pixels).tolist() == keys
+        assert batch.labels.tolist() == [key % len(CLASSES) for key in keys]
+
+
+@given(SEEDS, EPOCHS, BATCHES, BATCHES, SHUFFLES)
+def test_the_order_is_a_pure_function_of_seed_and_epoch(
+    joined: JoinedSamples, seed: int, epoch: int, one: int, other: int, shuffle_rows: int
+) -> None:
+    first = numbers(list(joined.epoch(seed, epoch, one, shuffle_rows)))
+    again = numbers(list(joined.epoch(seed, epoch, other, shuffle_rows)))
+    assert first == again

@@ -1,0 +1,244 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import softlabel
+from softlabel.pipeline import parquet_shards
+from softlabel.pipeline.block import LabelBlock, concat_blocks
+from softlabel.pipeline.encode import encode_dense_f16, softmax
+from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import Segment, canonical_json
+from tests.unit.builders import (
+    CLASSES,
+    TEMPERATURES,
+    make_plan,
+    samples,
+    teacher,
+    write_labels,
+    write_source,
+)
+
+SHARDS = (10, 3, 21)
+ROWS = sum(SHARDS)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ParquetSource:
+    return write_source(tmp_path / "data", SHARDS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, source: ParquetSource) -> Path:
+    """34 rows in label shards of at most 8."""
+    return write_labels(tmp_path / "labels", source, batch_size=4, shard_rows=8)
+
+
+def expect(block: LabelBlock, rows: int, first: int = 0) -> None:
+    given = samples(rows, first)
+    wanted = encode_dense_f16(teacher(given.inputs), TEMPERATURES)
+    assert len(block) == rows
+    assert block.keys.equals(given.keys)
+    assert block.labels.equals(given.labels)
+    assert np.array_equal(block.logits, wanted.payload)
+    assert np.array_equal(block.shift, wanted.shift)
+    assert np.array_equal(block.top1, wanted.top1)
+    assert np.array_equal(block.lse, wanted.lse)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_set_tells_what_it_holds(folder: Path, source: ParquetSource) -> None:
+    labels = softlabel.open(folder)
+    assert isinstance(labels, LabelSet)
+    assert (len(labels), labels.num_classes) == (ROWS, 4)
+    assert (labels.classes, labels.temperatures) == (CLASSES, TEMPERATURES)
+    assert labels.identity == make_plan(source).identity.digest()
+    assert len(labels.manifest.shards) > len(SHARDS)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 11, 34, 1000])
+def test_batches_are_all_rows_in_order(folder: Path, rows: int) -> None:
+    blocks = list(open_labelset(folder).batches(rows))
+    assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
+    assert 0 < len(blocks[-1]) <= rows
+    expect(concat_blocks(blocks), ROWS)
+
+
+def test_batches_can_be_read_again(folder: Path) -> None:
+    labels = open_labelset(str(folder))
+    next(labels.batches(5))
+    expect(concat_blocks(list(labels.batches(5))), ROWS)
+
+
+def test_the_labels_of_any_source_rows(folder: Path, source: ParquetSource) -> None:
+    labels = open_labelset(folder)
+    start = 0
+    for file in source.files:
+        for first in range(file.rows):
+            for rows in {1, 2, 9, file.rows - first}:
+                if first + rows <= file.rows:
+                    block = labels.read_source(Segment(source=file.name, first=first, rows=rows))
+                    expect(block, rows, start + first)
+        start += file.rows
+
+
+def test_row_groups_make_no_difference(
+    tmp_path: Path, source: ParquetSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_shards, "ROW_GROUP_BYTES", 3 * 80)
+    labels = open_labelset(write_labels(tmp_path / "cut", source))
+    expect(concat_blocks(list(labels.batches(7))), ROWS)
+    expect(labels.read_source(Segment(source="part-00002.parquet", first=2, rows=17)), 17, 15)
+
+
+def test_rows_without_labels_are_named(folder: Path) -> None:
+    labels = open_labelset(folder)
+    for name, first, rows, missing in (
+        ("part-00000.parquet", 8, 3, 10),
+        ("part-00001.parquet", 3, 1, 3),
+        ("part-00009.parquet", 0, 1, 0),
+    ):
+        wanted = rf"labels: has no labels for {name} row {missing}; run 'softlabel infer' over"
+        with pytest.raises(DataError, match=wanted):
+            labels.read_source(Segment(source=name, first=first, rows=rows))
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0])
+def test_temperature_is_applied_when_a_label_is_read(folder: Path, T: float) -> None:
+    (block,) = open_labelset(folder).batches(ROWS)
+    wanted = softmax(teacher(samples(ROWS).inputs), T)
+    assert block.probs(T).dtype == np.float32
+    assert np.allclose(block.probs(T), wanted, atol=1e-3)
+    assert np.allclose(block.probs(T).sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("T", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(folder: Path, T: float) -> None:
+    block = next(open_labelset(folder).batches(4))
+    with pytest.raises(ValueError, match=f"temperature must be .*, got {T}"):
+        block.probs(T)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, source: ParquetSource) -> None:
+    one = write_labels(tmp_path / "one", source, shard_rows=8)
+    two = write_labels(tmp_path / "two", source, shard_rows=8)
+    assert bytes_of(one) == bytes_of(two)
+    assert str(tmp_path).encode() not in b"".join(bytes_of(one).values())
+
+
+def test_reading_changes_nothing_in_the_folder(folder: Path) -> None:
+    before = bytes_of(folder)
+    list(open_labelset(folder).batches(5))
+    assert bytes_of(folder) == before
+
+
+def test_a_missing_folder_is_a_parameter_error(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"absent: no such label set; make it with 'softlabel"):
+        open_labelset(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParameterError, match="no such label set"):
+        open_labelset(tmp_path / "file")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no label set \(no labelset\.json\); make one with"):
+        open_labelset(tmp_path)
+
+
+def test_an_unfinished_set_is_named_as_such(folder: Path) -> None:
+    (folder / "labelset.json").unlink()
+    with pytest.raises(DataError, match="the label set is unfinished; run the same 'softlabel inf"):
+        open_labelset(folder)
+
+
+Harm = Callable[[Path], object]
+
+HARMS: dict[str, Harm] = {
+    "shard gone": lambda folder: (folder / "part-00001.parquet").unlink(),
+    "receipt gone": lambda folder: (folder / "part-00001.json").unlink(),
+    "shard cut": lambda folder: cut(folder / "part-00001.parquet"),
+    "shard grown": lambda folder: grow(folder / "part-00001.parquet"),
+    "shard a dangling link": lambda folder: dangle(folder / "part-00001.parquet"),
+}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.parent / "gone from the cache")
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_broken_set_is_refused_on_opening(folder: Path, harm: str) -> None:
+    HARMS[harm](folder)
+    wanted = r"part-00001\.parquet: is missing, without receipt, or not \d+ bytes long; delete"
+    with pytest.raises(DataError, match=wanted):
+        open_labelset(folder)
+
+
+def test_links_to_a_cache_are_followed(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cache")
+    for path in folder.iterdir():
+        path.unlink()
+        path.symlink_to(tmp_path / "cache" / path.name)
+    expect(concat_blocks(list(open_labelset(folder).batches(9))), ROWS)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_manifest_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "labelset.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"labelset\.json: is damaged \(.*\); delete it and run"):
+        open_labelset(folder)
+
+
+def test_an_edited_identity_is_refused(folder: Path) -> None:
+    path = folder / "labelset.json"
+    document = json.loads(path.read_bytes())
+    document["identity"]["classes"] = document["identity"]["classes"][::-1]
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="its identity does not match its own digest"):
+        open_labelset(folder)
+
+
+def test_a_flipped_bit_is_noticed_when_the_row_is_read(folder: Path) -> None:
+    path = folder / "part-00001.parquet"
+    data = bytearray(path.read_bytes())
+    row = encode_dense_f16(teacher(samples(1, 9).inputs), TEMPERATURES).payload.tobytes()
+    data[data.index(row)] ^= 1
+    path.write_bytes(data)
+    labels = open_labelset(folder)
+    with pytest.raises(DataError, match=r"part-00001\.parquet"):
+        list(labels.batches(5))
+
+
+def test_a_shard_of_another_set_is_refused(tmp_path: Path, folder: Path) -> None:
+    other = write_source(tmp_path / "other", SHARDS, first=1)
+    strange = write_labels(tmp_path / "strange", other, batch_size=4, shard_rows=8)
+    (folder / "part-00000.parquet").write_bytes((strange / "part-00000.parquet").read_bytes())
+    with pytest.raises(DataError, match=r"part-00000\.parquet"):
+        list(open_labelset(folder).batches(5))
+
+
+def test_the_manifest_is_canonical(folder: Path) -> None:
+    manifest = open_labelset(folder).manifest
+    assert (folder / "labelset.json").read_bytes() == canonical_json(manifest)
+    assert manifest.statistics.labelled == ROWS
+    top1 = teacher(samples(ROWS).inputs).argmax(axis=1)
+    assert manifest.statistics.correct == int((top1 == samples(ROWS).hard_labels()).sum())
+    assert [item.temperature for item in manifest.fidelity] == list(TEMPERATURES)
+    assert all(0 <= item.kl_mean < 1e-5 for item in manifest.fidelity)
