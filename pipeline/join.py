@@ -19,7 +19,7 @@ from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import Array, SampleBlock
 
@@ -39,15 +39,21 @@ class TrainingBatch:
 class JoinedSamples:
     """The samples of a source, with the labels of a label set where one is given.
 
+    temperature: the one at which the labels will be used; `topk` logits depend on it.
+
     Raises DataError where classes or source differ, a key has no label of its own, or a sample
     has no hard label.
     """
 
-    def __init__(self, source: ParquetSource, labels: LabelSet | None) -> None:
+    def __init__(
+        self, source: ParquetSource, labels: LabelSet | None, temperature: float = 1.0
+    ) -> None:
         self._source = source
         self._labels = labels
+        self._temperature = temperature
         if labels is not None:
             _check_belongs(source, labels)
+            _check_temperature(labels, temperature)
 
     @property
     def rows(self) -> int:
@@ -89,7 +95,8 @@ class JoinedSamples:
             )
         teacher = None
         if self._labels is not None:
-            teacher = _joined(samples, self._labels.read_source(unit), self._labels).logits
+            joined = _joined(samples, self._labels.read_source(unit), self._labels)
+            teacher = joined.logits(self._temperature)
         labels = samples.hard_labels().astype(np.int64)
         return TrainingBatch(samples.keys, samples.inputs, labels, teacher)
 
@@ -120,6 +127,16 @@ def _check_belongs(source: ParquetSource, labels: LabelSet) -> None:
                 f"{names[0]} does not hold the labels of {source.path / file.name} as it is now; "
                 "run 'softlabel infer' over this source"
             )
+
+
+def _check_temperature(labels: LabelSet, temperature: float) -> None:
+    lowest = min(labels.temperatures)
+    if labels.manifest.identity.codec == "topk" and temperature < lowest:
+        raise ParameterError(
+            f"temperature {temperature:g} is below {lowest:g}, the smallest that the topk label "
+            f"set {labels.folder} recorded; train at {lowest:g} or above, or label again with "
+            f"--temperatures {temperature:g}"
+        )
 
 
 def _windows(

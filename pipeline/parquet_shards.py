@@ -1,9 +1,10 @@
 """Label shards as Parquet files in the layout `packed`: payload columns are FixedSizeBinary.
 
 Columns: `key` string; `label` int32, null where unknown; `top1` uint16 or uint32 by the number of
-classes; `shift` float32; `logits` float16 x C and `lse` float32 x K, both FixedSizeBinary with
-dtype and shape in the field's metadata. The file's metadata `softlabel` holds format version,
-identity, codec, temperatures and class count. Pages carry checksums; readers verify them.
+classes; `shift` float32; then the codec's columns, those of several values a row as
+FixedSizeBinary with dtype and shape in the field's metadata. The file's metadata `softlabel` holds
+format version, identity, codec, temperatures and class count. Pages carry checksums; readers
+verify them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.encode import EncodedBlock, id_dtype
+from softlabel.pipeline.codecs import Codec, Column, Columns, ShiftedRows, id_dtype, make_codec
 from softlabel.pipeline.publish import publishing
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import FORMAT_VERSION, SHARD_METADATA_KEY, Identity
 
 ROW_GROUP_BYTES = 64 * 2**20
+# About what key, label, top1 and shift take.
+ROW_OVERHEAD = 64
 
 
 def shard_schema(identity: Identity) -> pa.Schema:
     """The Arrow schema of every shard of a set with this identity."""
-    classes, temperatures = len(identity.classes), len(identity.temperatures)
+    classes = len(identity.classes)
     header = {
         "format_version": FORMAT_VERSION,
         "identity_sha256": identity.digest(),
         "codec": identity.codec,
+        "k": identity.k,
         "layout": "packed",
         "temperatures": list(identity.temperatures),
         "num_classes": classes,
@@ -46,10 +50,21 @@ def shard_schema(identity: Identity) -> pa.Schema:
             pa.field("label", pa.int32()),
             pa.field("top1", pa.from_numpy_dtype(id_dtype(classes)), nullable=False),
             pa.field("shift", pa.float32(), nullable=False),
-            _packed_field("logits", "float16", 2, classes),
-            _packed_field("lse", "float32", 4, temperatures),
+            *(_field(column) for column in set_codec(identity).columns),
         ],
         metadata={SHARD_METADATA_KEY: json.dumps(header, sort_keys=True)},
+    )
+
+
+def set_codec(identity: Identity) -> Codec:
+    """The codec of every shard of a set with this identity."""
+    return make_codec(identity.codec, identity.k, len(identity.classes), identity.temperatures)
+
+
+def payload_bytes(identity: Identity) -> int:
+    """Bytes that the codec's columns take for one row."""
+    return sum(
+        column.dtype.itemsize * (column.width or 1) for column in set_codec(identity).columns
     )
 
 
@@ -67,22 +82,18 @@ class ShardWriter:
             write_statistics=False,
             write_page_checksum=True,
         )
-        row_bytes = 2 * len(identity.classes) + 4 * len(identity.temperatures) + 64
-        self._group_rows = max(1, ROW_GROUP_BYTES // row_bytes)
+        self._columns = set_codec(identity).columns
+        self._group_rows = max(1, ROW_GROUP_BYTES // (ROW_OVERHEAD + payload_bytes(identity)))
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self.rows = 0
 
-    def append(self, keys: pa.StringArray, labels: pa.Int32Array, rows: EncodedBlock) -> None:
+    def append(
+        self, keys: pa.StringArray, labels: pa.Int32Array, rows: ShiftedRows, payload: Columns
+    ) -> None:
         """Add N rows; whole row groups are written as soon as they are full."""
-        columns = [
-            keys,
-            labels,
-            pa.array(rows.top1),
-            pa.array(rows.shift),
-            _packed(rows.payload),
-            _packed(rows.lse),
-        ]
+        packed = [_packed(column, payload[column.name]) for column in self._columns]
+        columns = [keys, labels, pa.array(rows.top1), pa.array(rows.shift), *packed]
         self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._pending_rows += len(keys)
         self.rows += len(keys)
@@ -132,6 +143,7 @@ class ShardReader:
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
         self._identity = identity
+        self._codec = set_codec(identity)
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
             self._check_metadata()
@@ -171,14 +183,16 @@ class ShardReader:
                 table = self._file.read_row_group(group).combine_chunks()
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(str(error)) from error
-            classes, temperatures = len(self._identity.classes), len(self._identity.temperatures)
             block = LabelBlock(
                 keys=table["key"].chunk(0),
                 labels=table["label"].chunk(0),
                 top1=table["top1"].chunk(0).to_numpy(),
                 shift=table["shift"].chunk(0).to_numpy(),
-                logits=_unpacked(table["logits"].chunk(0), np.dtype("<f2"), classes),
-                lse=_unpacked(table["lse"].chunk(0), np.dtype("<f4"), temperatures),
+                payload={
+                    column.name: _unpacked(column, table[column.name].chunk(0))
+                    for column in self._codec.columns
+                },
+                codec=self._codec,
             )
             self._group = (group, block)
         return self._group[1]
@@ -235,23 +249,30 @@ class _HashingFile:
         return False
 
 
-def _packed_field(name: str, dtype: str, width: int, size: int) -> pa.Field:
+def _field(column: Column) -> pa.Field:
+    if column.width is None:
+        return pa.field(column.name, pa.from_numpy_dtype(column.dtype), nullable=False)
     return pa.field(
-        name,
-        pa.binary(width * size),
+        column.name,
+        pa.binary(column.dtype.itemsize * column.width),
         nullable=False,
-        metadata={"dtype": dtype, "shape": json.dumps([size])},
+        metadata={"dtype": column.dtype.name, "shape": json.dumps([column.width])},
     )
 
 
-def _packed(values: npt.NDArray[Any]) -> pa.FixedSizeBinaryArray:
-    values = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
-    width = values.dtype.itemsize * values.shape[1]
+def _packed(column: Column, values: npt.NDArray[Any]) -> pa.Array:
+    if column.width is None:
+        return pa.array(values)
+    little = column.dtype.newbyteorder("<")
+    values = np.ascontiguousarray(values.astype(little, copy=False))
     return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(values), [None, pa.py_buffer(values)]
+        pa.binary(little.itemsize * column.width), len(values), [None, pa.py_buffer(values)]
     )
 
 
-def _unpacked(column: pa.FixedSizeBinaryArray, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-    values = np.frombuffer(column.buffers()[1], dtype, len(column) * size)
-    return values.reshape(len(column), size)
+def _unpacked(column: Column, stored: pa.Array) -> npt.NDArray[Any]:
+    if column.width is None:
+        return np.asarray(stored.to_numpy())
+    little = column.dtype.newbyteorder("<")
+    values = np.frombuffer(stored.buffers()[1], little, len(stored) * column.width)
+    return values.reshape(len(stored), column.width)

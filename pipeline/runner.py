@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.encode import encode_dense_f16, kl_sums
-from softlabel.pipeline.parquet_shards import ShardWriter, writing_shard
+from softlabel.pipeline.codecs import Codec, kl_sums, shift_rows
+from softlabel.pipeline.parquet_shards import ShardWriter, set_codec, writing_shard
 from softlabel.pipeline.plan import batches
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.publish import publish_bytes
@@ -129,12 +129,13 @@ def _write_shard(
 ) -> tuple[Receipt, _Batch | None]:
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
+    codec = set_codec(plan.identity)
     counts = _Counts(kl=np.zeros(len(plan.identity.temperatures)))
     keys = []
     current: _Batch | None = first
     with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
         while current is not None and current.shard is shard:
-            on_batch(*_write_batch(plan, current, writer, counts, busy))
+            on_batch(*_write_batch(plan, codec, current, writer, counts, busy))
             keys.append(current.samples.keys)
             current = next(ran, None)
         _refuse_duplicates(shard, keys)
@@ -155,13 +156,19 @@ def _write_shard(
 
 
 def _write_batch(
-    plan: Plan, batch: _Batch, writer: ShardWriter, counts: _Counts, busy: BusyTime
+    plan: Plan,
+    codec: Codec,
+    batch: _Batch,
+    writer: ShardWriter,
+    counts: _Counts,
+    busy: BusyTime,
 ) -> tuple[int, int, int]:
     """Encode and append one batch; return its rows, those labelled and those correct."""
     temperatures = plan.identity.temperatures
     begin = time.perf_counter()
     try:
-        rows = encode_dense_f16(batch.logits, temperatures)
+        rows = shift_rows(batch.logits)
+        payload = codec.encode(rows)
     except ValueError as error:
         reason, row = error.args
         raise DataError(
@@ -174,10 +181,12 @@ def _write_batch(
     counts.correct += correct
     room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
     if room > 0:
-        counts.kl += kl_sums(batch.logits[:room], rows.payload[:room], temperatures)
+        measured = {name: values[:room] for name, values in payload.items()}
+        decoded = [codec.logits(measured, temperature) for temperature in temperatures]
+        counts.kl += kl_sums(batch.logits[:room], decoded, temperatures)
         counts.fidelity_rows += room
     encoded = time.perf_counter()
-    writer.append(batch.samples.keys, batch.samples.labels, rows)
+    writer.append(batch.samples.keys, batch.samples.labels, rows, payload)
     busy.encode += encoded - begin
     busy.write += time.perf_counter() - encoded
     return len(labels), labelled, correct

@@ -11,6 +11,8 @@ from pydantic import Field
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Preprocess
 
+CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk"]
+
 FORMAT_VERSION: Final = 1
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "labelset.json"
@@ -43,7 +45,8 @@ class SourceFile(Record):
 class Identity(Record):
     """All that decides a label's value; two sets with equal identities hold equal labels.
 
-    class_map: for each of `classes`, the teacher's output column; null when in order.
+    class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
+    kept a row by the codec `topk`, null for the others.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -57,7 +60,8 @@ class Identity(Record):
     views: int = 1
     seed: int = 0
     temperatures: tuple[float, ...]
-    codec: Literal["dense-f16"]
+    codec: CodecName
+    k: int | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this identity."""

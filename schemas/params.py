@@ -164,7 +164,12 @@ class InferParams(Record):
     teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
     source: Path = Field(Path("data/train"), description="source to label")
     output: Path = Field(Path("labels"), description="label set folder")
-    codec: Literal["dense-f16"] = Field("dense-f16", description="how a row's logits are packed")
+    codec: Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk"] = Field(
+        "auto",
+        description="how a row's logits are packed; 'auto' is dense-f16 up to 4,096 classes, "
+        "beyond them topk",
+    )
+    k: int = Field(64, ge=1, description="classes kept in a row by the codec topk")
     temperatures: tuple[Positive, ...] = Field(
         (1.0, 2.0, 4.0, 8.0),
         min_length=1,

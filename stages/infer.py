@@ -18,13 +18,14 @@ from softlabel.pipeline.runner import BusyTime, Logits, RunTeacher, label_shards
 from softlabel.pipeline.session import TeacherSession
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import Teacher, open_teacher
-from softlabel.schemas.errors import CheckFailed, EnvironmentFault
-from softlabel.schemas.labelset import Identity, Manifest, Plan
+from softlabel.schemas.errors import CheckFailed, EnvironmentFault, ParameterError
+from softlabel.schemas.labelset import CodecName, Identity, Manifest, Plan
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.reports import InferReport
 from softlabel.schemas.sample import Array
 
 CHECKED_ROWS = 1024
+MOST_DENSE_CLASSES = 4096
 
 
 def run(params: InferParams, progress: Progress | None = None) -> InferReport:
@@ -124,6 +125,17 @@ def _label(
 
 
 def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> Identity:
+    classes = len(source.classes)
+    codec: CodecName = (
+        params.codec
+        if params.codec != "auto"
+        else ("dense-f16" if classes <= MOST_DENSE_CLASSES else "topk")
+    )
+    if codec == "topk" and params.k >= classes:
+        raise ParameterError(
+            f"infer.k: {params.k} of {classes} classes is not fewer than all; pass a smaller --k "
+            "or --codec dense-f16"
+        )
     return Identity(
         teacher_sha256=teacher.sha256,
         preprocess=teacher.spec.preprocess,
@@ -137,7 +149,8 @@ def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> I
         output_kind=teacher.spec.output_kind,
         source=source.files,
         temperatures=params.temperatures,
-        codec=params.codec,
+        codec=codec,
+        k=params.k if codec == "topk" else None,
     )
 
 

@@ -40,7 +40,7 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     source = ParquetSource(params.source)
     validation = ParquetSource(params.validation) if params.validation else None
     labels = open_labelset(params.labels) if params.loss == "kd" and params.labels else None
-    samples = JoinedSamples(source, labels)
+    samples = JoinedSamples(source, labels, params.temperature)
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
     model = _picture_model(params, source)
