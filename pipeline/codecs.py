@@ -100,8 +100,9 @@ class DenseU8:
         bad = ~np.isfinite(spread)
         if bad.any():
             raise ValueError("logits hold -inf, which dense-u8 cannot store", int(bad.argmax()))
-        scale = np.divide(np.float32(1), spread, out=np.zeros_like(spread), where=spread > 0)
-        steps = np.sqrt(np.minimum(-rows.d * scale[:, None], 1))
+        # A row of equal logits has no scale; any will do, for its steps are 0.
+        scale = np.where(spread > 0, spread, np.float32(1))
+        steps = np.sqrt(-rows.d / scale[:, None])
         steps *= np.float32(255)
         packed = np.maximum(np.rint(steps, out=steps), 1).astype(np.uint8)
         packed[np.arange(len(packed)), rows.top1] = 0
@@ -148,12 +149,12 @@ class TopK:
 
     def logits(self, columns: Columns, T: float) -> Floats:
         """The kept logits, and for the rest the one value that gives the tail its mass at T."""
-        tail = self.tail_lse(columns, T) - np.log(self._classes - self._k)
-        rows = len(columns["ids"])
-        full = np.empty((rows, self._classes), np.float32)
-        full[:] = (T * tail)[:, None]
-        ids = columns["ids"].astype(np.int64)
-        np.put_along_axis(full, ids, columns["logits"].astype(np.float32), axis=1)
+        kept = columns["logits"].astype(np.float32)
+        tail = T * (self.tail_lse(columns, T) - np.log(self._classes - self._k))
+        full = np.empty((len(kept), self._classes), np.float32)
+        # Rounding must not lift a class that was left out above one that was kept.
+        full[:] = np.minimum(tail, kept[:, -1])[:, None]
+        np.put_along_axis(full, columns["ids"].astype(np.int64), kept, axis=1)
         return full
 
     def tail_lse(self, columns: Columns, T: float) -> npt.NDArray[np.float64]:
@@ -161,7 +162,7 @@ class TopK:
         lowest = self._temperatures.min()
         if T < lowest:
             raise ValueError(
-                f"temperature {T} is below {lowest:g}, the smallest that this topk set recorded"
+                f"temperature {T:g} is below {lowest:g}, the smallest that this topk set recorded"
             )
         order = np.argsort(self._temperatures)[::-1]
         points = np.concatenate([[0.0], 1 / self._temperatures[order]])
@@ -257,7 +258,7 @@ def largest(values: Floats, k: int) -> npt.NDArray[np.intp]:
 
 
 def kl_sums(
-    logits: Floats, decoded: Sequence[Floats], temperatures: Sequence[float]
+    logits: Floats, decoded: Sequence[npt.NDArray[np.floating]], temperatures: Sequence[float]
 ) -> tuple[float, ...]:
     """KL(softmax(z/T) || softmax(decoded/T)) summed over the rows, in nats, per temperature."""
     result = []

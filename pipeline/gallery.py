@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.encode import softmax
+from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
@@ -42,7 +42,7 @@ class Candidate:
 
     position: its row in stored order. target: its hard label, or top-1 where unknown (then
     `labelled` is false). rival: the likeliest other class. mass: the rival's probability at T = 4,
-    in group SURE the target's. logits: float16 `[C]` as stored.
+    in group SURE the target's. logits: float16 `[C]`, for T = 4 where the codec depends on it.
     """
 
     position: int
@@ -114,7 +114,8 @@ def _collect(labels: LabelRows, samples: int, on_rows: Callable[[int], None]) ->
 
 def _offers(block: LabelBlock, first: int, depth: int) -> Iterator[tuple[Group, Candidate]]:
     """The block's best rows of each (class, rival) and each (class, SURE)."""
-    probs = block.probs(CHOICE_TEMPERATURE)
+    logits = block.logits(CHOICE_TEMPERATURE)
+    probs = softmax(logits, CHOICE_TEMPERATURE)
     known = block.labels.fill_null(-1).to_numpy(zero_copy_only=False)
     targets = np.where(known >= 0, known, block.top1.astype(np.int64))
     rows = np.arange(len(block))
@@ -126,11 +127,11 @@ def _offers(block: LabelBlock, first: int, depth: int) -> Iterator[tuple[Group, 
         for row in _best(targets, group_of, masses, depth):
             target, rival, mass = int(targets[row]), int(rivals[row]), float(masses[row])
             labelled, top1 = bool(known[row] >= 0), int(block.top1[row])
-            key, logits = block.keys[int(row)].as_py(), block.logits[row].copy()
+            key, kept = block.keys[int(row)].as_py(), logits[row].astype(np.float16)
             position = first + int(row)
             yield (
                 (target, int(group_of[row])),
-                Candidate(position, key, target, labelled, top1, rival, mass, logits),
+                Candidate(position, key, target, labelled, top1, rival, mass, kept),
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.encode import softmax
+from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.gallery import CHOICE_TEMPERATURE, Candidate, Pair, png_data_uri
 
 SHOWN_CLASSES = 12
@@ -59,10 +59,13 @@ class Card:
 def card(
     candidate: Candidate,
     classes: Sequence[str],
-    temperatures: Sequence[float],
+    soft: Mapping[float, npt.NDArray[np.float32]],
     picture: npt.NDArray[np.uint8] | None,
 ) -> Card:
-    """The view of one sample; `picture` is uint8 `[height, width, channels]`."""
+    """The view of one sample, whose soft targets `[C]` by temperature are `soft`.
+
+    `picture` is uint8 `[height, width, channels]`.
+    """
     at_choice = softmax(candidate.logits, CHOICE_TEMPERATURE)
     return Card(
         key=candidate.key,
@@ -73,7 +76,7 @@ def card(
         agrees=candidate.top1 == candidate.target,
         top1=classes[candidate.top1],
         picture=None if picture is None else _picture(picture),
-        rows=_rows(candidate, classes, temperatures),
+        rows=_rows(candidate, classes, soft),
     )
 
 
@@ -112,16 +115,17 @@ def share(value: float) -> str:
 
 
 def _rows(
-    candidate: Candidate, classes: Sequence[str], temperatures: Sequence[float]
+    candidate: Candidate,
+    classes: Sequence[str],
+    soft: Mapping[float, npt.NDArray[np.float32]],
 ) -> tuple[BarRow, ...]:
-    soft = {T: softmax(candidate.logits, T) for T in temperatures}
     shown = shown_classes(candidate)
     rows = [
         BarRow(
             name=classes[index],
             role=_role(candidate, index),
             hard=float(index == candidate.target) if candidate.labelled else None,
-            soft=tuple(float(soft[T][index]) for T in temperatures),
+            soft=tuple(float(probs[index]) for probs in soft.values()),
         )
         for index in shown
     ]

@@ -19,7 +19,7 @@ from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import Array, SampleBlock
 
@@ -53,7 +53,7 @@ class JoinedSamples:
         self._temperature = temperature
         if labels is not None:
             _check_belongs(source, labels)
-            _check_temperature(labels, temperature)
+            labels.check_temperature(temperature)
 
     @property
     def rows(self) -> int:
@@ -127,16 +127,6 @@ def _check_belongs(source: ParquetSource, labels: LabelSet) -> None:
                 f"{names[0]} does not hold the labels of {source.path / file.name} as it is now; "
                 "run 'softlabel infer' over this source"
             )
-
-
-def _check_temperature(labels: LabelSet, temperature: float) -> None:
-    lowest = min(labels.temperatures)
-    if labels.manifest.identity.codec == "topk" and temperature < lowest:
-        raise ParameterError(
-            f"temperature {temperature:g} is below {lowest:g}, the smallest that the topk label "
-            f"set {labels.folder} recorded; train at {lowest:g} or above, or label again with "
-            f"--temperatures {temperature:g}"
-        )
 
 
 def _windows(

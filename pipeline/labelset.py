@@ -72,6 +72,16 @@ class LabelSet:
     def __len__(self) -> int:
         return self.manifest.rows
 
+    def check_temperature(self, T: float) -> None:
+        """Raise ParameterError where this set cannot give soft targets at `T`."""
+        lowest = min(self.temperatures)
+        if self.manifest.identity.codec == "topk" and T < lowest:
+            raise ParameterError(
+                f"temperature {T:g} is below {lowest:g}, the smallest that the topk label set "
+                f"{self.folder} recorded; use {lowest:g} or more, or label again with "
+                f"--temperatures {T:g}"
+            )
+
     def batches(self, rows: int) -> Iterator[LabelBlock]:
         """All rows in stored order, `rows` at a time; the last block may be smaller."""
         pending: list[LabelBlock] = []
@@ -122,21 +132,22 @@ def open_labelset(folder: str | Path) -> LabelSet:
     a shard is missing or has another size than its receipt says.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ParameterError(f"{folder}: no such label set; make it with 'softlabel infer'")
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
     for shard in manifest.shards:
         name = f"{shard.name}.parquet"
         if sizes.get(name) != shard.bytes or f"{shard.name}.json" not in sizes:
             raise DataError(
                 f"{folder / name}: is missing, without receipt, or not {shard.bytes} bytes long; "
-                f"delete {MANIFEST_FILE} and run 'softlabel infer' again: it redoes what is broken"
+                f"run 'softlabel verify --repair --labels {folder}', then 'softlabel infer' again"
             )
     return LabelSet(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a complete set. Raises ParameterError, and DataError where it is damaged."""
+    if not folder.is_dir():
+        raise ParameterError(f"{folder}: no such label set; make it with 'softlabel infer'")
     path = folder / MANIFEST_FILE
     if not path.exists():
         unfinished = (folder / PLAN_FILE).exists()

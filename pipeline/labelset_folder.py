@@ -119,6 +119,15 @@ def reopen(folder: Path) -> None:
     sync_folder(folder)
 
 
+def remove_shards(folder: Path, names: Sequence[str]) -> None:
+    """Delete these shards with their receipts, and the manifest: `infer` redoes exactly them."""
+    reopen(folder)
+    for name in names:
+        for suffix in ("json", "parquet"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    sync_folder(folder)
+
+
 def close(folder: Path, plan: Plan) -> Manifest:
     """Publish the manifest once every shard stands, then delete what was set aside.
 

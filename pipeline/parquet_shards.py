@@ -209,8 +209,8 @@ class ShardReader:
     def _damaged(self, reason: str) -> DataError:
         reason = " ".join(reason.split())
         return DataError(
-            f"{self._path}: {reason}; delete this shard's receipt and labelset.json and run "
-            "'softlabel infer' again"
+            f"{self._path}: {reason}; run 'softlabel verify --repair --labels "
+            f"{self._path.parent}', then 'softlabel infer' again"
         )
 
 

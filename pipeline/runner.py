@@ -32,13 +32,11 @@ from softlabel.schemas.labelset import (
     Statistics,
     canonical_json,
 )
-from softlabel.schemas.sample import SampleBlock
+from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock
 
 FIDELITY_ROWS = 1024
 QUEUE_BATCHES = 4
 
-Logits = npt.NDArray[np.float32]
-RunTeacher = Callable[[npt.NDArray[np.uint8]], Logits]
 OnBatch = Callable[[int, int, int], None]
 
 

@@ -17,7 +17,7 @@ from softlabel.pipeline.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
 from softlabel.schemas.params import Device
-from softlabel.schemas.sample import Array
+from softlabel.schemas.sample import Array, Logits, RunTeacher
 
 # Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
 # execution record. TF32 would move logits by about 1e-3.
@@ -50,7 +50,7 @@ class TeacherSession:
             cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
         )
 
-    def run(self, pixels: Array) -> npt.NDArray[np.float32]:
+    def run(self, pixels: npt.NDArray[np.uint8]) -> Logits:
         """Logits `[N, classes]` of uint8 pictures `[N, height, width, channels]`, N <= batch."""
         rows = len(pixels)
         inputs = model_input(pixels, self._teacher.spec.preprocess)
@@ -67,6 +67,14 @@ class TeacherSession:
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
         return outputs[:rows].astype(np.float32, copy=False)
+
+
+def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:
+    """`run` with its columns in the order of the source's classes; as it is where they agree."""
+    if order is None:
+        return run
+    columns = np.asarray(order)
+    return lambda pixels: np.ascontiguousarray(run(pixels)[:, columns])
 
 
 def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSession, str]:

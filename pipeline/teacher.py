@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import Identity
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
 
@@ -49,6 +50,25 @@ def open_teacher(path: Path, told: InferParams, shape: tuple[int, int, int]) -> 
             f"{_size(shape)}; prepare the source at the teacher's size"
         )
     return Teacher(path, _hashes(path, model), spec, entry.name, _dimensions(entry)[0])
+
+
+def reopen_teacher(path: Path, identity: Identity) -> Teacher:
+    """The teacher that labelled a set, by what the set's identity says of it.
+
+    Raises ParameterError, and DataError where the file is another than the one recorded.
+    """
+    model = _load(path)
+    entry = _single_input(path, model)
+    hashes = _hashes(path, model)
+    if hashes != identity.teacher_sha256:
+        raise DataError(
+            f"{path}: is not the teacher that made these labels (other SHA-256); pass the file "
+            "that labelled them"
+        )
+    spec = TeacherSpec(
+        preprocess=identity.preprocess, classes=identity.classes, output=identity.output
+    )
+    return Teacher(path, hashes, spec, entry.name, _dimensions(entry)[0])
 
 
 def read_spec(path: Path) -> TeacherSpec:

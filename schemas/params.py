@@ -209,6 +209,32 @@ class InferParams(Record):
     )
 
 
+class VerifyParams(Record):
+    """Find out whether a label set is whole and says what its teacher says."""
+
+    labels: Path = Field(Path("labels"), description="label set folder")
+    source: Path | None = Field(
+        None, description="its source, to check coverage; default: coverage is not checked"
+    )
+    teacher: Path | None = Field(
+        None, description="its teacher, to run samples again; needs the source too"
+    )
+    replay: int = Field(256, ge=2, description="samples run through the teacher again [rows]")
+    seed: int = Field(0, ge=0, description="seed of the choice of those samples")
+    device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    repair: bool = Field(
+        False, description="remove the broken shards, so that 'infer' redoes exactly those"
+    )
+
+
+class InspectParams(Record):
+    """Say what a label set holds."""
+
+    labels: Path = Field(Path("labels"), description="label set folder")
+    rows: int = Field(0, ge=0, description="rows to show as people read them [rows]")
+    top: int = Field(3, ge=1, description="likeliest classes shown in each row")
+
+
 class EvaluateParams(Record):
     """Measure students on a source: accuracy, NLL and calibration."""
 
@@ -257,5 +283,7 @@ class Params(Record):
     export: ExportParams | None = None
     infer: InferParams = InferParams()
     train_student: TrainParams | None = None
+    verify: VerifyParams = VerifyParams()
+    inspect: InspectParams = InspectParams()
     evaluate: EvaluateParams = EvaluateParams()
     report: ReportParams = ReportParams()

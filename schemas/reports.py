@@ -138,6 +138,77 @@ class StudentMetrics(Record):
     bins: tuple[Bin, ...]
 
 
+class Problem(Record):
+    """One thing that is wrong with a label set; shard is null where no single one is at fault."""
+
+    kind: str
+    shard: str | None
+    message: str
+
+
+class Replay(Record):
+    """Samples run through the teacher again and compared with their stored labels.
+
+    kl_mean: mean KL at T = 1 of the stored labels to the teacher, in nats; kl_limit: the largest
+    that passes; probability_difference: the largest of any class of any row. shifted_kl_mean: the
+    same with the labels shifted by one row, the negative control, which must not pass.
+    """
+
+    rows: int
+    kl_mean: float
+    kl_limit: float
+    probability_difference: float
+    shifted_kl_mean: float
+
+
+class VerifyReport(Record):
+    """What 'verify' found; `problems` is empty where the label set is sound."""
+
+    labels: Path
+    shards: int
+    rows: int
+    checks: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    replay: Replay | None
+    removed: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where anything is wrong."""
+        return 1 if self.problems else 0
+
+
+class RowView(Record):
+    """One label row as people read it: the likeliest classes and their soft targets at each T."""
+
+    key: str
+    label: str | None
+    likeliest: tuple[str, ...]
+    targets: dict[str, tuple[float, ...]]
+
+
+class InspectReport(Record):
+    """What a label set holds. entropy: mean entropy of the soft targets in nats, by temperature.
+
+    label_accuracy: share of rows whose top-1 equals a known hard label, null without any.
+    """
+
+    labels: Path
+    identity_sha256: str
+    teacher_sha256: tuple[str, ...]
+    codec: str
+    rows: int
+    shards: int
+    bytes: int
+    bytes_per_row: float
+    classes: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    kl_mean: dict[str, float]
+    entropy: dict[str, float]
+    label_accuracy: float | None
+    row_views: tuple[RowView, ...]
+
+
 class Spread(Record):
     """Mean over seeds and its standard error; the error is null for a single seed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Array = npt.NDArray[Any]
+Logits = npt.NDArray[np.float32]
+# uint8 pictures [N, height, width, channels] to logits [N, classes].
+RunTeacher = Callable[[npt.NDArray[np.uint8]], Logits]
 
 
 @dataclass(frozen=True, slots=True)

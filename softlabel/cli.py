@@ -53,6 +53,16 @@ VERBS = {
         "infer",
         "softlabel infer --teacher models/teacher.onnx --source data/train --output labels",
     ),
+    "verify": Verb(
+        models.VerifyParams,
+        "verify",
+        "softlabel verify --labels labels --source data/train --teacher models/teacher.onnx",
+    ),
+    "inspect": Verb(
+        models.InspectParams,
+        "inspect",
+        "softlabel inspect --labels labels --rows 5",
+    ),
     "train-student": Verb(
         models.TrainParams,
         "train_student",
@@ -260,7 +270,7 @@ def _run_stage(
     with Terminal(quiet=as_json) as progress:
         report = stage.run(params, progress)
     typer.echo(report.model_dump_json(indent=2) if as_json else summary(report))
-    return 0
+    return int(getattr(report, "exit_code", 0))
 
 
 def _check_section(verb: Verb, section: str) -> None:

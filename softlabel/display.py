@@ -123,6 +123,51 @@ def _infer(report: Any) -> str:
     return "\n".join(lines)
 
 
+def _verify(report: Any) -> str:
+    checks = ", ".join(report.checks)
+    if not report.problems:
+        verdict = f"{report.labels} is sound: {report.rows:,} rows in {report.shards} shards"
+    else:
+        verdict = f"{report.labels} is NOT sound: {len(report.problems)} problems"
+    lines = [verdict, f"checked: {checks}"]
+    lines += [f"  {problem.kind}: {problem.message}" for problem in report.problems]
+    if report.replay is not None:
+        replay = report.replay
+        lines.append(
+            f"replay of {replay.rows} samples: mean KL {replay.kl_mean:.1e} (passes up to "
+            f"{replay.kl_limit:.1e}), largest difference of a probability "
+            f"{replay.probability_difference:.1e}; shifted by one row: {replay.shifted_kl_mean:.1e}"
+        )
+    if report.removed:
+        names = ", ".join(report.removed)
+        lines.append(f"removed {names}; run 'softlabel infer' again: it redoes exactly these")
+    return "\n".join(lines)
+
+
+def _inspect(report: Any) -> str:
+    lines = [
+        f"{report.labels}: {report.rows:,} rows of {len(report.classes):,} classes in "
+        f"{report.shards} shards, {report.codec}, {report.bytes / 2**20:.2f} MiB "
+        f"({report.bytes_per_row:.0f} bytes a row)",
+        f"identity {report.identity_sha256}",
+        f"teacher  {' '.join(report.teacher_sha256)}",
+        f"{'T':>6} {'entropy':>10} {'KL to float32':>14}",
+    ]
+    for temperature, entropy in report.entropy.items():
+        kl = report.kl_mean[temperature]
+        lines.append(f"{float(temperature):>6g} {entropy:>10.4f} {kl:>14.1e}")
+    if report.label_accuracy is not None:
+        lines.append(f"the top-1 equals the hard label for {report.label_accuracy:.2%}")
+    for row in report.row_views:
+        lines.append(f"{row.key}: hard {row.label or 'unknown'}")
+        for temperature, targets in row.targets.items():
+            shown = ", ".join(
+                f"{name} {target:.3f}" for name, target in zip(row.likeliest, targets, strict=True)
+            )
+            lines.append(f"  T={float(temperature):<4g} {shown}")
+    return "\n".join(lines)
+
+
 def _train(report: Any) -> str:
     last = report.history[-1]
     figures = [f"loss {last.loss:.4f}", f"training accuracy {last.train_accuracy:.2%}"]
@@ -166,6 +211,8 @@ _SUMMARIES = {
     "PrepareReport": _prepare,
     "ExportReport": _export,
     "InferReport": _infer,
+    "VerifyReport": _verify,
+    "InspectReport": _inspect,
     "TrainReport": _train,
     "EvaluateReport": _evaluate,
     "PageReport": _page,

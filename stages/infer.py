@@ -7,22 +7,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.labelset_folder import close, finished_shards, reopen, settle_plan
 from softlabel.pipeline.lease import lease
 from softlabel.pipeline.plan import plan_shards
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.runner import BusyTime, Logits, RunTeacher, label_shards
-from softlabel.pipeline.session import TeacherSession
+from softlabel.pipeline.runner import BusyTime, label_shards
+from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import Teacher, open_teacher
 from softlabel.schemas.errors import CheckFailed, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import CodecName, Identity, Manifest, Plan
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.reports import InferReport
-from softlabel.schemas.sample import Array
+from softlabel.schemas.sample import RunTeacher
 
 CHECKED_ROWS = 1024
 MOST_DENSE_CLASSES = 4096
@@ -40,7 +38,7 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     teacher = open_teacher(params.teacher, params, source.shape)
     identity = _identity(params, teacher, source)
     session = TeacherSession(teacher, params.device, params.batch_size)
-    run_teacher = _in_class_order(session, identity.class_map)
+    run_teacher = in_class_order(session.run, identity.class_map)
     progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
     wanted = Plan(
         identity=identity,
@@ -152,17 +150,6 @@ def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> I
         codec=codec,
         k=params.k if codec == "topk" else None,
     )
-
-
-def _in_class_order(session: TeacherSession, order: tuple[int, ...] | None) -> RunTeacher:
-    if order is None:
-        return session.run
-    columns = np.asarray(order)
-
-    def run_in_order(pixels: Array) -> Logits:
-        return np.ascontiguousarray(session.run(pixels)[:, columns])
-
-    return run_in_order
 
 
 def _report(

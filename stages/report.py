@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 import softlabel
 from softlabel.pipeline import origin, plots, reliability, wording
 from softlabel.pipeline.cards import TRAIN_FILE, find_cards, read_card
-from softlabel.pipeline.gallery import Pair, choose_pairs, read_pictures
+from softlabel.pipeline.gallery import (
+    CHOICE_TEMPERATURE,
+    Candidate,
+    Pair,
+    choose_pairs,
+    read_pictures,
+    source_row,
+)
 from softlabel.pipeline.gallery_view import card, live_data, share
 from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.page import render_page
@@ -71,6 +80,8 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
     students = [_named(read_card(path)) for path in paths]
     trained = [_named(_read(p.parent / TRAIN_FILE, TrainReport, "train-student")) for p in paths]
     labels = None if params.labels is None else open_labelset(params.labels)
+    if labels is not None:
+        labels.check_temperature(min(CHOICE_TEMPERATURE, *params.temperatures))
     pairs = () if labels is None else _choose(labels, params.samples, progress)
     colours = plots.run_colours(
         list(dict.fromkeys([*(r.run for r in evaluation.runs), *(t.run for t in trained)]))
@@ -218,7 +229,12 @@ def _gallery(
     shown = []
     for pair in pairs:
         cards = [
-            card(member, labels.classes, params.temperatures, pictures.get(member.position))
+            card(
+                member,
+                labels.classes,
+                _soft_targets(params, labels, member),
+                pictures.get(member.position),
+            )
             for member in pair.members
         ]
         shown.append({"cards": cards, "distance": pair.distance})
@@ -227,8 +243,17 @@ def _gallery(
         "samples": len(members),
         "temperatures": params.temperatures,
         "highest": max(20.0, *params.temperatures),
+        "live": labels.manifest.identity.k is None,
+        "kept": labels.manifest.identity.k,
     }
     return {"gallery": gallery, "share": share}
+
+
+def _soft_targets(
+    params: ReportParams, labels: LabelSet, member: Candidate
+) -> dict[float, npt.NDArray[np.float32]]:
+    block = labels.read_source(source_row(labels, member.position))
+    return {T: block.probs(T)[0] for T in params.temperatures}
 
 
 def _origin(

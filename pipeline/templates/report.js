@@ -94,7 +94,7 @@
     update();
   }
 
-  document.documentElement.classList.add("live");
+  if (document.getElementById("temperature")) document.documentElement.classList.add("live");
   gallery();
   draw().then(legend).then(() => document.documentElement.classList.add("drawn"))
     .catch((error) => console.error(error));

@@ -7,7 +7,16 @@ import typer
 
 from softlabel.cli import app
 
-VERBS = ["evaluate", "export", "infer", "prepare", "report", "train-student"]
+VERBS = [
+    "evaluate",
+    "export",
+    "infer",
+    "inspect",
+    "prepare",
+    "report",
+    "train-student",
+    "verify",
+]
 
 
 def commands() -> dict[str, Any]:

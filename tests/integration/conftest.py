@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline.encode import encode_dense_f16, kl_sums
-from softlabel.pipeline.parquet_shards import writing_shard
+from softlabel.pipeline.codecs import kl_sums, shift_rows
+from softlabel.pipeline.parquet_shards import set_codec, writing_shard
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources.digits import read_digits
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
@@ -138,14 +138,15 @@ def write_labels(folder: Path, source: ParquetSource) -> str:
         temperatures=TEMPERATURES,
         codec="dense-f16",
     )
-    rows = encode_dense_f16(logits, TEMPERATURES)
+    codec, rows = set_codec(identity), shift_rows(logits)
+    payload = codec.encode(rows)
     folder.mkdir()
     with writing_shard(folder / "part-00000.parquet", identity) as writer:
-        writer.append(block.keys, block.labels, rows)
+        writer.append(block.keys, block.labels, rows, payload)
         size, digest = writer.finish()
     correct = int((block.hard_labels() == rows.top1).sum())
     statistics = Statistics(labelled=len(block), correct=correct)
-    kl = kl_sums(logits, rows.payload, TEMPERATURES)
+    kl = kl_sums(logits, [codec.logits(payload, T) for T in TEMPERATURES], TEMPERATURES)
     receipt = Receipt(
         shard="part-00000",
         identity_sha256=identity.digest(),

@@ -3,13 +3,15 @@
 So a test can ask of any row whether its parts belong together, without a table of its own.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabel.pipeline.codecs import Columns, ShiftedRows, make_codec, shift_rows
 from softlabel.pipeline.labelset_folder import close
 from softlabel.pipeline.plan import plan_shards
 from softlabel.pipeline.publish import publish_bytes
@@ -29,6 +31,24 @@ CLASSES = ("ant", "bee", "cat", "dog")
 TEMPERATURES = (1.0, 4.0)
 SHAPE = (2, 3, 1)
 SHIFT = 5.0
+
+
+class Half(NamedTuple):
+    """Rows packed by `dense-f16`, with the parts that tests look at by name."""
+
+    rows: ShiftedRows
+    columns: Columns
+    payload: npt.NDArray[np.float16]
+    lse: npt.NDArray[np.float32]
+    shift: npt.NDArray[np.float32]
+    top1: npt.NDArray[np.unsignedinteger]
+
+
+def encode_half(logits: npt.NDArray[np.float32], temperatures: Sequence[float]) -> Half:
+    codec = make_codec("dense-f16", None, logits.shape[1], temperatures)
+    rows = shift_rows(logits)
+    columns = codec.encode(rows)
+    return Half(rows, columns, columns["logits"], columns["lse"], rows.shift, rows.top1)
 
 
 def samples(rows: int, first: int = 0) -> SampleBlock:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from softlabel.pipeline import gallery
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.encode import encode_dense_f16, softmax
+from softlabel.pipeline.codecs import make_codec, shift_rows, softmax
 from softlabel.pipeline.gallery import Candidate, Pair, choose_pairs, png_data_uri, total_variation
 from softlabel.pipeline.gallery_view import card, live_data, share, shown_classes
 
@@ -23,11 +23,11 @@ class Rows:
 
     def __init__(self, logits: npt.ArrayLike, labels: Sequence[int | None]) -> None:
         values = np.asarray(logits, np.float32)
-        rows = encode_dense_f16(values, (1.0,))
+        codec, rows = make_codec("dense-f16", None, values.shape[1], (1.0,)), shift_rows(values)
         keys = pa.array([f"key-{index}" for index in range(len(values))])
         hard = pa.array(labels, pa.int32())
         self.num_classes = values.shape[1]
-        self.block = LabelBlock(keys, hard, rows.top1, rows.shift, rows.payload, rows.lse)
+        self.block = LabelBlock(keys, hard, rows.top1, rows.shift, codec.encode(rows), codec)
 
     def batches(self, rows: int) -> Iterator[LabelBlock]:
         for first in range(0, len(self.block), rows):
@@ -125,7 +125,7 @@ def test_a_sample_of_many_classes_shows_its_target_its_rival_and_the_rest() -> N
     shown = shown_classes(sample)
     assert shown == [0, 1, 2, 3, 4, 5, 990]
     names = [f"class {index}" for index in range(1000)]
-    view = card(sample, names, (1.0, 4.0), None)
+    view = card(sample, names, {T: softmax(sample.logits, T) for T in (1.0, 4.0)}, None)
     assert view.rows[-1].name == "993 others"
     for column in range(2):
         assert sum(row.soft[column] for row in view.rows) == pytest.approx(1, abs=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import softlabel
 from softlabel.pipeline import parquet_shards
 from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.encode import encode_dense_f16, softmax
+from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError, ParameterError
@@ -17,6 +17,7 @@ from softlabel.schemas.labelset import Segment, canonical_json
 from tests.unit.builders import (
     CLASSES,
     TEMPERATURES,
+    encode_half,
     make_plan,
     samples,
     teacher,
@@ -41,14 +42,14 @@ def folder(tmp_path: Path, source: ParquetSource) -> Path:
 
 def expect(block: LabelBlock, rows: int, first: int = 0) -> None:
     given = samples(rows, first)
-    wanted = encode_dense_f16(teacher(given.inputs), TEMPERATURES)
+    wanted = encode_half(teacher(given.inputs), TEMPERATURES)
     assert len(block) == rows
     assert block.keys.equals(given.keys)
     assert block.labels.equals(given.labels)
-    assert np.array_equal(block.logits, wanted.payload)
+    assert np.array_equal(block.payload["logits"], wanted.payload)
     assert np.array_equal(block.shift, wanted.shift)
     assert np.array_equal(block.top1, wanted.top1)
-    assert np.array_equal(block.lse, wanted.lse)
+    assert np.array_equal(block.payload["lse"], wanted.lse)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -186,7 +187,7 @@ def dangle(path: Path) -> None:
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_broken_set_is_refused_on_opening(folder: Path, harm: str) -> None:
     HARMS[harm](folder)
-    wanted = r"part-00001\.parquet: is missing, without receipt, or not \d+ bytes long; delete"
+    wanted = r"part-00001\.parquet: is missing, .* or not \d+ bytes long; run 'softlabel verify"
     with pytest.raises(DataError, match=wanted):
         open_labelset(folder)
 
@@ -218,7 +219,7 @@ def test_an_edited_identity_is_refused(folder: Path) -> None:
 def test_a_flipped_bit_is_noticed_when_the_row_is_read(folder: Path) -> None:
     path = folder / "part-00001.parquet"
     data = bytearray(path.read_bytes())
-    row = encode_dense_f16(teacher(samples(1, 9).inputs), TEMPERATURES).payload.tobytes()
+    row = encode_half(teacher(samples(1, 9).inputs), TEMPERATURES).payload.tobytes()
     data[data.index(row)] ^= 1
     path.write_bytes(data)
     labels = open_labelset(folder)

@@ -11,12 +11,12 @@ import pytest
 
 from softlabel.pipeline import parquet_shards
 from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.encode import EncodedBlock, encode_dense_f16
+from softlabel.pipeline.codecs import Columns, ShiftedRows
 from softlabel.pipeline.parquet_shards import ShardReader, writing_shard
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import SHARD_METADATA_KEY, Identity
 from softlabel.schemas.teacher import Preprocess
-from tests.unit.builders import TEMPERATURES, samples, teacher
+from tests.unit.builders import TEMPERATURES, Half, encode_half, samples, teacher
 
 IDENTITY = Identity(
     teacher_sha256=("0" * 64,),
@@ -33,8 +33,13 @@ IDENTITY = Identity(
 ROW_BYTES = 2 * 4 + 4 * 2 + 64
 
 
-def encoded(rows: int, first: int = 0) -> EncodedBlock:
-    return encode_dense_f16(teacher(samples(rows, first).inputs), TEMPERATURES)
+def encoded(rows: int, first: int = 0) -> Half:
+    return encode_half(teacher(samples(rows, first).inputs), TEMPERATURES)
+
+
+def packed(rows: int, first: int = 0) -> tuple[ShiftedRows, Columns]:
+    half = encoded(rows, first)
+    return half.rows, half.columns
 
 
 def write(path: Path, pieces: tuple[int, ...], identity: Identity = IDENTITY) -> tuple[int, str]:
@@ -42,7 +47,7 @@ def write(path: Path, pieces: tuple[int, ...], identity: Identity = IDENTITY) ->
         first = 0
         for rows in pieces:
             block = samples(rows, first)
-            writer.append(block.keys, block.labels, encoded(rows, first))
+            writer.append(block.keys, block.labels, *packed(rows, first))
             first += rows
         assert writer.rows == first
         return writer.finish()
@@ -58,10 +63,10 @@ def expect(block: LabelBlock, rows: int, first: int = 0) -> None:
     assert block.keys.equals(given.keys)
     assert block.labels.equals(given.labels)
     for got, right in (
-        (block.logits, wanted.payload),
+        (block.payload["logits"], wanted.payload),
         (block.shift, wanted.shift),
         (block.top1, wanted.top1),
-        (block.lse, wanted.lse),
+        (block.payload["lse"], wanted.lse),
     ):
         assert got.dtype == right.dtype
         assert np.array_equal(got, right)
@@ -108,8 +113,8 @@ def test_pages_are_not_cut_by_batches_either(tmp_path: Path) -> None:
         with writing_shard(tmp_path / "part.parquet", identity) as writer:
             for first in range(0, 1500, size):
                 piece = block.slice(first, min(size, 1500 - first))
-                rows = encode_dense_f16(logits[first : first + size], TEMPERATURES)
-                writer.append(piece.keys, piece.labels, rows)
+                rows = encode_half(logits[first : first + size], TEMPERATURES)
+                writer.append(piece.keys, piece.labels, rows.rows, rows.columns)
             digests.add(writer.finish())
     assert len(digests) == 1
 
@@ -138,7 +143,7 @@ def test_blocks_do_not_cross_row_groups(tmp_path: Path) -> None:
 
 def test_labels_may_be_unknown(tmp_path: Path) -> None:
     with writing_shard(tmp_path / "part.parquet", IDENTITY) as writer:
-        writer.append(samples(3).keys, pa.array([2, None, 0], pa.int32()), encoded(3))
+        writer.append(samples(3).keys, pa.array([2, None, 0], pa.int32()), *packed(3))
         writer.finish()
     assert read(tmp_path / "part.parquet").labels.to_pylist() == [2, None, 0]
 
@@ -184,7 +189,7 @@ def test_other_tools_find_the_columns_of_the_format(tmp_path: Path) -> None:
 def test_another_sets_shard_is_refused(tmp_path: Path) -> None:
     other = IDENTITY.model_copy(update={"seed": 1})
     write(tmp_path / "part.parquet", (3,), other)
-    wanted = r"part\.parquet: it belongs to another label set; delete this shard's receipt"
+    wanted = r"part\.parquet: it belongs to another label set; run 'softlabel verify --repair"
     with pytest.raises(DataError, match=wanted):
         ShardReader(tmp_path / "part.parquet", IDENTITY)
 
@@ -198,7 +203,7 @@ def test_a_parquet_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1PAR1", b"hello world, this is text"])
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "part.parquet").write_bytes(content)
-    with pytest.raises(DataError, match=r"part\.parquet: .*run 'softlabel infer' again") as caught:
+    with pytest.raises(DataError, match=r"part\.parquet: .*then 'softlabel infer' again") as caught:
         ShardReader(tmp_path / "part.parquet", IDENTITY)
     assert "\n" not in str(caught.value)
 
@@ -264,7 +269,7 @@ def test_a_failure_leaves_no_shard_and_says_nothing_more(
 
     def fail() -> None:
         with writing_shard(tmp_path / "part.parquet", IDENTITY) as writer:
-            writer.append(samples(3).keys, samples(3).labels, encoded(3))
+            writer.append(samples(3).keys, samples(3).labels, *packed(3))
             raise DataError("logits hold NaN")
 
     with pytest.raises(DataError, match="logits hold NaN"):

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.encode import encode_dense_f16, kl_sums, softmax
+from softlabel.pipeline.codecs import kl_sums, softmax
+from tests.unit.builders import encode_half
 
 Logits = npt.NDArray[np.float32]
 
@@ -58,7 +59,7 @@ def kl(full: Sequence[float], kept: Sequence[float], temperature: float) -> floa
 @example(np.asarray([[-3e38, -3e38]], np.float32))
 @example(np.asarray([[1e4, 1e4 - 65519]], np.float32))
 def test_decoded_values_are_the_shifted_logits(logits: Logits) -> None:
-    stored = encode_dense_f16(logits, [1.0])
+    stored = encode_half(logits, [1.0])
     exact = logits.astype(np.float64)
     wanted = exact - exact.max(axis=1, keepdims=True)
     masked = np.isneginf(logits)
@@ -71,7 +72,7 @@ def test_decoded_values_are_the_shifted_logits(logits: Logits) -> None:
 
 @given(logit_rows())
 def test_the_maximum_alone_is_stored_as_zero(logits: Logits) -> None:
-    stored = encode_dense_f16(logits, [1.0])
+    stored = encode_half(logits, [1.0])
     highest = logits.max(axis=1, keepdims=True)
     assert np.array_equal(stored.payload == 0, logits == highest)
     lowest_id = [row.tolist().index(max(row)) for row in logits]
@@ -81,7 +82,7 @@ def test_the_maximum_alone_is_stored_as_zero(logits: Logits) -> None:
 
 @given(logit_rows(), st.floats(1, 64))
 def test_log_sums_are_those_of_float64(logits: Logits, temperature: float) -> None:
-    (lse,) = encode_dense_f16(logits, [temperature]).lse.T
+    (lse,) = encode_half(logits, [temperature]).lse.T
     exact = logits.astype(np.float64)
     scaled = (exact - exact.max(axis=1, keepdims=True)) / temperature
     wanted = np.log(np.exp(scaled).sum(axis=1))
@@ -100,7 +101,7 @@ def test_bad_rows_are_refused_by_number(logits: Logits, data: st.DataObject) -> 
     else:
         logits[row, column] = np.nan if kind == "NaN" else np.inf
     try:
-        encode_dense_f16(logits, [1.0])
+        encode_half(logits, [1.0])
     except ValueError as error:
         assert error.args == (f"logits hold {kind}", row)
     else:
@@ -129,8 +130,8 @@ def test_softmax_is_a_distribution_and_sees_no_shift(
 
 @given(logit_rows(), st.floats(1, 64))
 def test_kl_is_that_of_the_definition(logits: Logits, temperature: float) -> None:
-    stored = encode_dense_f16(logits, [temperature]).payload
-    (got,) = kl_sums(logits, stored, [temperature])
+    stored = encode_half(logits, [temperature]).payload
+    (got,) = kl_sums(logits, [stored], [temperature])
     rows = zip(logits.astype(float).tolist(), stored.astype(float).tolist(), strict=True)
     wanted = math.fsum(kl(full, kept, temperature) for full, kept in rows)
     assert math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-12)
@@ -139,4 +140,4 @@ def test_kl_is_that_of_the_definition(logits: Logits, temperature: float) -> Non
 @given(hnp.arrays(np.float16, (3, 5), elements=st.integers(-100, 0).map(float)), st.floats(1, 64))
 def test_kl_of_what_float16_holds_is_zero(values: npt.NDArray[np.float16], T: float) -> None:
     values[:, 0] = 0
-    assert kl_sums(values.astype(np.float32), values, [T]) == (0.0,)
+    assert kl_sums(values.astype(np.float32), [values], [T]) == (0.0,)

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from softlabel.pipeline.encode import encode_dense_f16, id_dtype, kl_sums, softmax
+from softlabel.pipeline.codecs import id_dtype, kl_sums, softmax
+from tests.unit.builders import encode_half
 
 
 def rows(*values: list[float]) -> npt.NDArray[np.float32]:
@@ -12,7 +13,7 @@ def rows(*values: list[float]) -> npt.NDArray[np.float32]:
 
 
 def test_worked_row() -> None:
-    stored = encode_dense_f16(rows([1, 3, 2]), [1.0, 2.0])
+    stored = encode_half(rows([1, 3, 2]), [1.0, 2.0])
     assert stored.payload.dtype == np.float16
     assert stored.payload.tolist() == [[-2, 0, -1]]
     assert stored.shift.tolist() == [3]
@@ -23,7 +24,7 @@ def test_worked_row() -> None:
 
 
 def test_ties_go_to_the_lowest_id() -> None:
-    stored = encode_dense_f16(rows([0, 7, 7], [5, 5, 5]), [1.0])
+    stored = encode_half(rows([0, 7, 7], [5, 5, 5]), [1.0])
     assert stored.top1.tolist() == [1, 0]
     assert stored.payload.tolist() == [[-7, 0, 0], [0, 0, 0]]
     assert stored.lse[1, 0] == pytest.approx(math.log(3))
@@ -31,31 +32,31 @@ def test_ties_go_to_the_lowest_id() -> None:
 
 def test_a_gap_below_float16_does_not_become_a_tie() -> None:
     below = float(np.nextafter(np.float32(1e-4), np.float32(0)))
-    stored = encode_dense_f16(rows([below, 1e-4]), [1.0])
+    stored = encode_half(rows([below, 1e-4]), [1.0])
     assert stored.payload[0, 1] == 0
     assert stored.payload[0, 0] == np.float16(-6e-8) < 0
 
 
 def test_finite_values_are_clamped_and_masked_classes_are_kept() -> None:
-    stored = encode_dense_f16(rows([0, -1e6, -np.inf, -65504, -65519]), [1.0])
+    stored = encode_half(rows([0, -1e6, -np.inf, -65504, -65519]), [1.0])
     assert stored.payload.tolist() == [[0, -65504, -math.inf, -65504, -65504]]
 
 
 def test_extreme_spread_stays_finite() -> None:
-    stored = encode_dense_f16(rows([3e38, -3e38], [-3e38, -3e38]), [1.0, 8.0])
+    stored = encode_half(rows([3e38, -3e38], [-3e38, -3e38]), [1.0, 8.0])
     assert stored.payload.tolist() == [[0, -65504], [0, 0]]
     assert stored.lse[0].tolist() == [0, 0]
     assert stored.lse[1].tolist() == pytest.approx([math.log(2)] * 2)
 
 
 def test_extreme_spread_at_a_temperature_below_one() -> None:
-    stored = encode_dense_f16(rows([0, -3e38]), [0.5])
+    stored = encode_half(rows([0, -3e38]), [0.5])
     assert stored.lse.tolist() == [[0]]
 
 
 def test_one_row_among_good_ones_is_named() -> None:
     with pytest.raises(ValueError, match="logits hold NaN") as caught:
-        encode_dense_f16(rows([0, 1], [2, 3], [math.nan, 0], [math.inf, 0]), [1.0])
+        encode_half(rows([0, 1], [2, 3], [math.nan, 0], [math.inf, 0]), [1.0])
     assert caught.value.args[1] == 2
 
 
@@ -70,13 +71,13 @@ def test_id_type_follows_from_the_classes(classes: int, dtype: type[np.unsignedi
 def test_top1_has_the_id_type_and_reaches_the_last_class() -> None:
     logits = np.zeros((1, 65537), np.float32)
     logits[0, 65536] = 1
-    stored = encode_dense_f16(logits, [1.0])
+    stored = encode_half(logits, [1.0])
     assert stored.top1.dtype == np.uint32
     assert stored.top1.tolist() == [65536]
 
 
 def test_log_sum_of_many_equal_classes_is_the_logarithm_of_their_number() -> None:
-    stored = encode_dense_f16(np.full((2, 21841), 4.5, np.float32), [1.0, 8.0])
+    stored = encode_half(np.full((2, 21841), 4.5, np.float32), [1.0, 8.0])
     assert stored.lse == pytest.approx(math.log(21841), rel=1e-6)
 
 
@@ -88,12 +89,12 @@ def test_kl_sums_over_rows_at_each_temperature() -> None:
         0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5),
         root * math.log(root / 0.5) + (1 - root) * math.log((1 - root) / 0.5),
     )
-    assert kl_sums(logits, stored, [1.0, 2.0]) == pytest.approx(wanted, rel=1e-6)
+    assert kl_sums(logits, [stored] * 2, [1.0, 2.0]) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_kl_with_a_masked_class_on_both_sides() -> None:
     logits = rows([0, -math.inf, 0])
-    assert kl_sums(logits, encode_dense_f16(logits, [1.0]).payload, [1.0]) == (0,)
+    assert kl_sums(logits, [encode_half(logits, [1.0]).payload], [1.0]) == (0,)
 
 
 def test_softmax_worked() -> None:

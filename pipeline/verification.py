@@ -1,0 +1,201 @@
+"""Finding what is wrong with a label set: one detector a kind of fault, each a small function.
+
+A detector yields problems and raises nothing for a fault of its kind. Faults of a shard name it,
+so that `--repair` can remove exactly that shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.codecs import id_dtype, log_softmax, log_sums
+from softlabel.pipeline.parquet_shards import ShardReader, shard_schema
+from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    Manifest,
+    ManifestShard,
+    Receipt,
+    sha256_of,
+)
+from softlabel.schemas.reports import Problem
+
+BATCH_ROWS = 4096
+# A stored float16 is within 2^-11 of its value; over C of them, and two float32 sums.
+LSE_TOLERANCE = 5e-3
+FEW = 3
+
+
+def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """The folder holds the plan, the manifest, the shards and their receipts, and nothing else."""
+    known = {PLAN_FILE, MANIFEST_FILE}
+    for shard in manifest.shards:
+        known |= {f"{shard.name}.parquet", f"{shard.name}.json"}
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            yield Problem(kind="folder", shard=None, message=f"{path.name} does not belong here")
+    if not (folder / PLAN_FILE).exists():
+        yield Problem(kind="folder", shard=None, message=f"{PLAN_FILE} is missing")
+
+
+def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
+    """The receipt stands, is the one that the manifest was made from, and fits its shard."""
+    path = folder / f"{shard.name}.json"
+    try:
+        data = path.read_bytes()
+        receipt = Receipt.model_validate_json(data)
+    except FileNotFoundError:
+        yield _problem("receipt", shard, "the receipt is missing")
+        return
+    except ValidationError:
+        yield _problem("receipt", shard, "the receipt is damaged")
+        return
+    if sha256_of(data) != shard.receipt_sha256:
+        yield _problem("receipt", shard, "the receipt is not the one in the manifest")
+    if receipt.identity_sha256 != manifest.identity_sha256:
+        yield _problem("receipt", shard, "the receipt is of another label set")
+
+
+def check_bytes(folder: Path, shard: ManifestShard) -> Iterator[Problem]:
+    """The shard's file has the size and the SHA-256 that the manifest says."""
+    path = folder / f"{shard.name}.parquet"
+    if not path.exists():
+        yield _problem("bytes", shard, "the file is missing")
+    elif path.stat().st_size != shard.bytes:
+        size = path.stat().st_size
+        yield _problem("bytes", shard, f"the file has {size} bytes, not {shard.bytes}")
+    elif file_sha256(path) != shard.sha256:
+        yield _problem("bytes", shard, "the file's SHA-256 is not the one in the manifest")
+
+
+def check_schema(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
+    """Columns and metadata are those of this identity, and the rows as many as planned."""
+    path = folder / f"{shard.name}.parquet"
+    expected = shard_schema(manifest.identity)
+    try:
+        schema = pq.read_schema(path)
+        rows = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        yield _problem("schema", shard, f"it is no Parquet file: {' '.join(str(error).split())}")
+        return
+    if not schema.equals(expected, check_metadata=True):
+        yield _problem("schema", shard, "columns or metadata are not those of this label set")
+    if rows != shard.rows:
+        yield _problem("schema", shard, f"it has {rows} rows, not {shard.rows}")
+
+
+def check_values(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
+    """Every row decodes to finite soft targets that agree with its shift, top-1 and log-sums."""
+    try:
+        reader = ShardReader(folder / f"{shard.name}.parquet", manifest.identity)
+        for block in reader.read(0, reader.rows):
+            for message, bad in _bad_values(block, manifest):
+                if bad.any():
+                    keys = block.keys.filter(pa.array(bad)).to_pylist()
+                    yield _problem("values", shard, f"{message} for {_few(keys)}")
+    except (DataError, KeyError) as error:
+        yield _problem("values", shard, f"its rows cannot be read: {error}")
+
+
+def check_coverage(
+    folder: Path, manifest: Manifest, shard: ManifestShard, source: ParquetSource
+) -> Iterator[Problem]:
+    """The shard's keys are those of its source rows, in order."""
+    try:
+        reader = ShardReader(folder / f"{shard.name}.parquet", manifest.identity)
+        stored = reader.keys().combine_chunks()
+        wanted = source.keys(shard.segments)
+    except (DataError, KeyError) as error:
+        yield _problem("coverage", shard, f"its keys cannot be compared: {error}")
+        return
+    if stored.equals(wanted):
+        return
+    missing = pc.filter(wanted, pc.invert(pc.is_in(wanted, stored))).to_pylist()
+    extra = pc.filter(stored, pc.invert(pc.is_in(stored, wanted))).to_pylist()
+    if missing:
+        yield _problem("coverage", shard, f"lacks {len(missing)} keys: {_few(missing)}")
+    if extra:
+        yield _problem("coverage", shard, f"holds {len(extra)} foreign keys: {_few(extra)}")
+    if pc.count_distinct(stored).as_py() != len(stored):
+        yield _problem("coverage", shard, "holds a key twice")
+    elif not missing and not extra:
+        yield _problem("coverage", shard, "holds its keys in another order than the source")
+
+
+def check_source(
+    folder: Path, manifest: Manifest, shard: ManifestShard, source: ParquetSource
+) -> Iterator[Problem]:
+    """The source shards are the bytes that were labelled."""
+    try:
+        receipt = Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return
+    known = {file.name for file in source.files}
+    for recorded in receipt.source:
+        if recorded.name not in known:
+            yield Problem(
+                kind="source",
+                shard=None,
+                message=f"{source.path} lacks {recorded.name}, which {shard.name} labels",
+            )
+        elif source.digest(recorded.name) != recorded:
+            yield Problem(
+                kind="source",
+                shard=None,
+                message=f"{source.path / recorded.name} changed since {shard.name} labelled it",
+            )
+
+
+def mean_divergence(teacher: npt.NDArray[np.float32], stored: npt.NDArray[np.floating]) -> float:
+    """Mean KL(softmax(teacher) || softmax(stored)) over rows, in nats, at T = 1."""
+    full = log_softmax(teacher.astype(np.float64))
+    kept = log_softmax(stored.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        terms = np.where(np.isneginf(full), 0.0, np.exp(full) * (full - kept))
+    return float(terms.sum(axis=1).mean())
+
+
+def _bad_values(
+    block: LabelBlock, manifest: Manifest
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    temperatures = manifest.identity.temperatures
+    classes = len(manifest.identity.classes)
+    labels = block.labels.fill_null(0).to_numpy(zero_copy_only=False)
+    yield "a label is outside the classes", (labels < 0) | (labels >= classes)
+    yield "the shift is not finite", ~np.isfinite(block.shift)
+    lowest = max(min(temperatures), 1.0)
+    logits = block.logits(lowest)
+    highest = logits.max(axis=1)
+    yield "the largest logit is not 0", ~(highest == 0)
+    top1 = logits.argmax(axis=1).astype(id_dtype(classes))
+    yield "top1 is not the arg-max", top1 != block.top1
+    if "lse" in block.payload:
+        recorded = block.payload["lse"]
+        finite = np.where(np.isneginf(logits) | np.isfinite(logits), logits, np.float32(0))
+        difference = np.abs(log_sums(finite, temperatures) - recorded)
+        tolerance = LSE_TOLERANCE * (20 if manifest.identity.codec == "dense-u8" else 1)
+        yield "the log-sums are not those of the logits", ~(difference.max(axis=1) <= tolerance)
+    if "tail_lse" in block.payload:
+        most = np.log(classes - block.payload["ids"].shape[1]) + LSE_TOLERANCE
+        yield "a tail is heavier than it can be", ~(block.payload["tail_lse"].max(axis=1) <= most)
+
+
+def _problem(kind: str, shard: ManifestShard, message: str) -> Problem:
+    return Problem(kind=kind, shard=shard.name, message=f"{shard.name}: {message}")
+
+
+def _few(keys: list[str]) -> str:
+    shown = ", ".join(repr(key) for key in keys[:FEW])
+    return shown if len(keys) <= FEW else f"{shown} and {len(keys) - FEW} more"

@@ -1,0 +1,133 @@
+"""verify: whether a label set is whole, covers its source and says what its teacher says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from softlabel.pipeline import verification as checks
+from softlabel.pipeline.codecs import softmax
+from softlabel.pipeline.join import JoinedSamples
+from softlabel.pipeline.labelset import LabelSet, read_manifest
+from softlabel.pipeline.labelset_folder import remove_shards
+from softlabel.pipeline.lease import lease
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.session import TeacherSession, in_class_order
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teacher import reopen_teacher
+from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.labelset import Manifest
+from softlabel.schemas.params import VerifyParams
+from softlabel.schemas.reports import Problem, Replay, VerifyReport
+
+# A replay may run elsewhere than the labels were made: what float32 arithmetic moves, and a
+# multiple of what the codec is known to lose.
+KL_FLOOR = 1e-5
+KL_FACTOR = 10.0
+# Rows among which the replayed ones are chosen, in random pieces of at most 8,192.
+REPLAY_WINDOW = 65536
+
+
+def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
+    """Run every check that the given paths allow, and report what each found.
+
+    Raises ParameterError, DataError where there is nothing to check, EnvironmentFault.
+    """
+    progress = progress or Quiet()
+    if params.teacher is not None and params.source is None:
+        raise ParameterError("verify: a teacher alone replays nothing; pass --source too")
+    manifest = read_manifest(params.labels)
+    source = ParquetSource(params.source) if params.source else None
+    done = ["folder", "receipts", "bytes", "schema", "values"]
+    progress.start("verify", manifest.rows, "rows")
+    problems = list(_stored(params.labels, manifest, progress))
+    if source is not None:
+        done += ["source", "coverage"]
+        problems += _against_source(params.labels, manifest, source)
+    replay = None
+    if source is not None and params.teacher is not None and not problems:
+        done += ["replay", "negative control"]
+        replay = _replay(params, manifest, source)
+        problems += _judge(replay)
+    removed = _repair(params.labels, problems) if params.repair else ()
+    return VerifyReport(
+        labels=params.labels,
+        shards=len(manifest.shards),
+        rows=manifest.rows,
+        checks=tuple(done),
+        problems=tuple(problems),
+        replay=replay,
+        removed=removed,
+    )
+
+
+def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Problem]:
+    yield from checks.check_folder(folder, manifest)
+    for shard in manifest.shards:
+        yield from checks.check_receipt(folder, manifest, shard)
+        damage = list(checks.check_bytes(folder, shard))
+        yield from damage
+        if not any("missing" in problem.message for problem in damage):
+            yield from checks.check_schema(folder, manifest, shard)
+            yield from checks.check_values(folder, manifest, shard)
+        progress.advance(shard.rows)
+
+
+def _against_source(folder: Path, manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+    for shard in manifest.shards:
+        faults = list(checks.check_source(folder, manifest, shard, source))
+        yield from faults
+        if not faults and (folder / f"{shard.name}.parquet").exists():
+            yield from checks.check_coverage(folder, manifest, shard, source)
+
+
+def _replay(params: VerifyParams, manifest: Manifest, source: ParquetSource) -> Replay:
+    """Take samples by the student's own loader, run the teacher, compare at T = 1."""
+    labels = LabelSet(params.labels, manifest)
+    temperature = max(1.0, min(labels.temperatures))
+    joined = JoinedSamples(source, labels, temperature)
+    rows = min(params.replay, joined.rows)
+    batch = next(joined.epoch(params.seed, 0, rows, max(rows, REPLAY_WINDOW)))
+    assert params.teacher is not None
+    teacher_file = reopen_teacher(params.teacher, manifest.identity)
+    size = teacher_file.fixed_batch or rows
+    session = TeacherSession(teacher_file, params.device, size)
+    run_teacher = in_class_order(session.run, manifest.identity.class_map)
+    pieces = [run_teacher(batch.pixels[first : first + size]) for first in range(0, rows, size)]
+    teacher = np.concatenate(pieces) / np.float32(temperature)
+    assert batch.teacher is not None
+    stored = batch.teacher.astype(np.float32) / np.float32(temperature)
+    near = min(manifest.fidelity, key=lambda item: abs(item.temperature - temperature))
+    return Replay(
+        rows=len(batch.labels),
+        kl_mean=checks.mean_divergence(teacher, stored),
+        kl_limit=KL_FLOOR + KL_FACTOR * near.kl_mean,
+        probability_difference=float(np.abs(softmax(teacher, 1) - softmax(stored, 1)).max()),
+        shifted_kl_mean=checks.mean_divergence(teacher, np.roll(stored, 1, axis=0)),
+    )
+
+
+def _judge(replay: Replay) -> Iterator[Problem]:
+    if not replay.kl_mean <= replay.kl_limit:
+        message = (
+            f"the teacher says otherwise: mean KL {replay.kl_mean:.2g} over {replay.rows} samples, "
+            f"at most {replay.kl_limit:.2g} passes"
+        )
+        yield Problem(kind="replay", shard=None, message=message)
+    if replay.shifted_kl_mean <= replay.kl_limit:
+        message = (
+            f"labels shifted by one row pass too (mean KL {replay.shifted_kl_mean:.2g}), so the "
+            "replay proves nothing: the teacher says the same of every sample"
+        )
+        yield Problem(kind="negative control", shard=None, message=message)
+
+
+def _repair(folder: Path, problems: list[Problem]) -> tuple[str, ...]:
+    broken = tuple(dict.fromkeys(p.shard for p in problems if p.shard is not None))
+    if not broken:
+        return ()
+    with lease(folder):
+        remove_shards(folder, broken)
+    return broken
