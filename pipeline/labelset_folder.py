@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from softlabel.pipeline.parquet_shards import ShardReader
 from softlabel.pipeline.publish import (
     file_sha256,
+    make_folder,
     publish_bytes,
     remove_temporaries,
     sync_folder,
+    temporary_name,
 )
 from softlabel.pipeline.runner import duplicate_key, place
 from softlabel.schemas.errors import DataError, IdentityError, ParameterError
@@ -40,33 +42,55 @@ from softlabel.schemas.labelset import (
 from softlabel.schemas.params import IfDifferent
 
 
-def settle_plan(
-    folder: Path, wanted: Plan, if_different: IfDifferent, overwrite: bool, allow_mixed: bool
-) -> Plan:
-    """Publish `wanted` as the folder's plan, or return the plan that stands there already.
+def standing_plan(
+    folder: Path, wanted: Plan, if_different: IfDifferent, overwrite: bool
+) -> Plan | None:
+    """The plan in the folder that a run of `wanted` goes on with; None where it starts afresh.
 
-    Another identity is an error that names what differs, or with 'replace' sets the old set
-    aside until the new one stands. Another execution record or sharding is an error as long as
-    shards are missing, unless `allow_mixed`: then the standing plan goes on.
+    Raises IdentityError, naming what differs, where the folder holds labels of another identity
+    and they shall not be replaced.
     """
     standing = read_plan(folder)
-    if standing is not None and not overwrite:
-        different = _different_fields(standing.identity, wanted.identity)
-        if not different:
-            _check_same_making(folder, standing, wanted, allow_mixed)
-            return standing
-        if if_different == "error":
-            raise IdentityError(
-                f"{folder}: holds labels of another identity (different: "
-                f"{', '.join(different)}); choose another --output, or pass "
-                "--if-different replace"
-            )
-    if standing is not None:
+    if standing is None or overwrite:
+        return None
+    different = _different_fields(standing.identity, wanted.identity)
+    if not different:
+        return standing
+    if if_different == "error":
+        raise IdentityError(
+            f"{folder}: holds labels of another identity (different: {', '.join(different)}); "
+            "choose another --output, or pass --if-different replace"
+        )
+    return None
+
+
+def claim(folder: Path, plan: Plan) -> None:
+    """Set aside what the folder holds and publish `plan`, before the first batch."""
+    if read_plan(folder) is not None:
         _set_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    publish_bytes(folder / PLAN_FILE, canonical_json(wanted))
+    make_folder(folder)
+    publish_bytes(folder / PLAN_FILE, canonical_json(plan))
     sync_folder(folder.parent)
-    return wanted
+
+
+def check_same_making(folder: Path, standing: Plan, wanted: Plan) -> None:
+    """Raise IdentityError where missing shards would be made otherwise than the others were."""
+    different = _different_fields(standing.execution, wanted.execution)
+    if different:
+        changes = "; ".join(
+            f"{name} was {getattr(standing.execution, name)!r}, "
+            f"is {getattr(wanted.execution, name)!r}"
+            for name in different
+        )
+        raise IdentityError(
+            f"{folder}: was begun under another execution record ({changes}); "
+            "go on as it was begun, pass --allow-mixed, or --overwrite"
+        )
+    if standing.shards != wanted.shards:
+        raise IdentityError(
+            f"{folder}: was begun with other shard boundaries; pass the --shard-rows it was "
+            "begun with, --allow-mixed to keep its boundaries, or --overwrite"
+        )
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -78,15 +102,16 @@ def read_plan(folder: Path) -> Plan | None:
         raise ParameterError(f"{folder}: is a file; choose another --output")
     if not folder.exists():
         return None
-    remove_temporaries(folder)
     path = folder / PLAN_FILE
     if not path.exists():
-        if any(folder.iterdir()):
+        # A run killed at its very first step leaves the plan under its temporary name.
+        if any(entry != temporary_name(path) for entry in folder.iterdir()):
             raise ParameterError(
                 f"{folder}: holds files and no {PLAN_FILE}, so it is no label set; "
                 "choose another --output"
             )
         return None
+    remove_temporaries(folder)
     try:
         return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -96,15 +121,21 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def finished_shards(folder: Path, plan: Plan) -> dict[str, Receipt]:
-    """The receipts of the shards that are whole: right identity, size and SHA-256."""
+    """The receipts of the shards that are whole: right identity, size and SHA-256.
+
+    Where a manifest stands, a receipt must also be the one that it was made from.
+    """
     identity = plan.identity.digest()
+    recorded = _recorded_receipts(folder)
     receipts = {}
     for shard in plan.shards:
         receipt = _read_receipt(folder / f"{shard.name}.json")
         path = folder / f"{shard.name}.parquet"
         if (
             receipt is not None
-            and (receipt.identity_sha256, receipt.rows) == (identity, shard.rows)
+            and (receipt.shard, receipt.identity_sha256, receipt.rows)
+            == (shard.name, identity, shard.rows)
+            and recorded.get(shard.name) in (None, sha256_of(canonical_json(receipt)))
             and path.exists()
             and path.stat().st_size == receipt.bytes
             and file_sha256(path) == receipt.sha256
@@ -178,27 +209,6 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt]) -> Manifest:
     )
 
 
-def _check_same_making(folder: Path, standing: Plan, wanted: Plan, allow_mixed: bool) -> None:
-    if allow_mixed or (folder / MANIFEST_FILE).exists():
-        return
-    different = _different_fields(standing.execution, wanted.execution)
-    if different:
-        changes = "; ".join(
-            f"{name} was {getattr(standing.execution, name)!r}, "
-            f"is {getattr(wanted.execution, name)!r}"
-            for name in different
-        )
-        raise IdentityError(
-            f"{folder}: was begun under another execution record ({changes}); "
-            "go on as it was begun, pass --allow-mixed, or --overwrite"
-        )
-    if standing.shards != wanted.shards:
-        raise IdentityError(
-            f"{folder}: was begun with other shard boundaries; pass the --shard-rows it was "
-            "begun with, --allow-mixed to keep its boundaries, or --overwrite"
-        )
-
-
 def _different_fields(
     standing: Identity | ExecutionRecord, wanted: Identity | ExecutionRecord
 ) -> list[str]:
@@ -223,6 +233,14 @@ def _set_aside(folder: Path) -> None:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".replaced")
+
+
+def _recorded_receipts(folder: Path) -> dict[str, str]:
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return {}
+    return {shard.name: shard.receipt_sha256 for shard in manifest.shards}
 
 
 def _read_receipt(path: Path) -> Receipt | None:

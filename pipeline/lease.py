@@ -27,7 +27,8 @@ BEAT_SECONDS = 5.0
 
 def lease_path(folder: Path) -> Path:
     """The lease of `folder`: beside it, so that the folder itself holds nothing but data."""
-    return folder.with_name(folder.name + ".lease")
+    real = folder.resolve()
+    return real.with_name(real.name + ".lease")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     Its input `pixels` is uint8 `[batch, height, width, channels]`, its output `logits` float32
     `[batch, classes]`. Raises DataError where torch cannot export the model or it is too large.
     """
+    for size in PARITY_BATCH_SIZES:
+        _eager(model, np.zeros((size, *spec.preprocess.shape), np.uint8), len(spec.classes))
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > LARGEST_FILE:
         raise DataError(
@@ -62,10 +65,10 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
                 verbose=False,
             )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"torch cannot export the model: {reason}") from error
+            raise DataError(f"torch cannot export the model: {_root_cause(error)}") from error
     assert program is not None
     proto = program.model_proto
+    _forget_this_machine(proto)
     onnx.helper.set_model_props(proto, {METADATA_KEY: spec.model_dump_json()})
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -82,12 +85,72 @@ def check_parity(model: PictureModel, exported: bytes, pixels: Array, tolerance:
     largest = Parity(0.0, tolerance)
     for size in PARITY_BATCH_SIZES:
         batch = np.ascontiguousarray(pixels[-size:])
-        with torch.no_grad():
-            expected = model.eval()(torch.from_numpy(batch)).numpy()
-        got = session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
+        expected = _eager(model, batch, None)
+        got = _exported(session, batch)
         seen = _compare(expected, np.asarray(got), size, tolerance)
         largest = max(largest, seen, key=lambda parity: parity.difference)
     return largest
+
+
+def _eager(model: PictureModel, batch: Array, classes: int | None) -> Array:
+    """PyTorch's logits of one batch, checked to be `[N, classes]` where `classes` is given."""
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.from_numpy(batch))
+    except Exception as error:
+        raise DataError(
+            f"cannot export the model: it fails on a batch of {len(batch)}: {_root_cause(error)}; "
+            "it must take any number of these pictures"
+        ) from error
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if classes is not None and shape != [len(batch), classes]:
+        raise DataError(
+            f"cannot export the model: its output has shape {shape} for a batch of {len(batch)}; "
+            f"{classes} classes need one output of shape [{len(batch)}, {classes}]; check the "
+            "class names, or wrap the model"
+        )
+    return np.asarray(logits.numpy())
+
+
+def _exported(session: onnxruntime.InferenceSession, batch: Array) -> Array:
+    try:
+        return np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0])
+    except Exception as error:
+        raise CheckFailed(
+            f"the exported file fails on a batch of {len(batch)}: {_root_cause(error)}; nothing "
+            "was published; the model must take any batch size"
+        ) from error
+
+
+def _forget_this_machine(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, which hold stack traces with this machine's paths."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    del graph.metadata_props[:]
+    noted = (graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for entry in itertools.chain.from_iterable(noted):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _forget_nodes(inner)
+    for function in proto.functions:
+        del function.metadata_props[:]
+        _forget_nodes(function)
+
+
+def _forget_nodes(part: onnx.GraphProto | onnx.FunctionProto) -> None:
+    for node in part.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the error that began it all: what the user's own code said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _compare(expected: Array, got: Array, size: int, tolerance: float) -> Parity:
@@ -112,7 +175,11 @@ def _quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from softlabel.schemas.errors import ParameterError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -40,6 +42,22 @@ def publish_bytes(path: Path, data: bytes) -> None:
     """Publish `data` as `path`, replacing what was there."""
     with publishing(path) as file:
         file.write(data)
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder `path` and those above it. Raises ParameterError where a file is there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ParameterError(
+            f"{path}: cannot be a folder, a file is in the way; choose another output"
+        ) from error
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise ParameterError where a folder stands under the name of a file to write."""
+    if path.is_dir():
+        raise ParameterError(f"{path}: is a folder; name a file as output")
 
 
 def sync_folder(folder: Path) -> None:

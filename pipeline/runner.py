@@ -37,7 +37,7 @@ from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock
 FIDELITY_ROWS = 1024
 QUEUE_BATCHES = 4
 
-OnBatch = Callable[[int, int, int], None]
+OnBatch = Callable[[int], None]
 
 
 @dataclass
@@ -80,9 +80,8 @@ def label_shards(
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` maps uint8 pictures `[N, height, width, channels]` to logits `[N, classes]` in
-    the order of the identity's classes. `on_batch` hears of every encoded batch: its rows, those
-    with a hard label, and those where the teacher agrees with it. Raises DataError for
-    non-finite logits and for a key that appears twice in a shard.
+    the order of the identity's classes. `on_batch` hears of every encoded batch's rows. Raises
+    DataError for non-finite logits and for a key that appears twice in a shard.
     """
     busy = BusyTime()
     read = prefetch(_read(shards, source, plan, busy), QUEUE_BATCHES, "read")
@@ -133,8 +132,9 @@ def _write_shard(
     current: _Batch | None = first
     with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
         while current is not None and current.shard is shard:
-            on_batch(*_write_batch(plan, codec, current, writer, counts, busy))
+            _write_batch(plan, codec, current, writer, counts, busy)
             keys.append(current.samples.keys)
+            on_batch(len(current.samples))
             current = next(ran, None)
         _refuse_duplicates(shard, keys)
         begin = time.perf_counter()
@@ -160,23 +160,15 @@ def _write_batch(
     writer: ShardWriter,
     counts: _Counts,
     busy: BusyTime,
-) -> tuple[int, int, int]:
-    """Encode and append one batch; return its rows, those labelled and those correct."""
+) -> None:
     temperatures = plan.identity.temperatures
     begin = time.perf_counter()
-    try:
+    with naming_the_key(batch.samples):
         rows = shift_rows(batch.logits)
         payload = codec.encode(rows)
-    except ValueError as error:
-        reason, row = error.args
-        raise DataError(
-            f"{plan.identity.output}: {reason} for key {batch.samples.keys[row].as_py()!r}; "
-            "check the teacher and its preprocessing"
-        ) from error
     labels = batch.samples.hard_labels()
-    labelled, correct = int((labels >= 0).sum()), int((labels == rows.top1).sum())
-    counts.labelled += labelled
-    counts.correct += correct
+    counts.labelled += int((labels >= 0).sum())
+    counts.correct += int((labels == rows.top1).sum())
     room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
     if room > 0:
         measured = {name: values[:room] for name, values in payload.items()}
@@ -187,7 +179,19 @@ def _write_batch(
     writer.append(batch.samples.keys, batch.samples.labels, rows, payload)
     busy.encode += encoded - begin
     busy.write += time.perf_counter() - encoded
-    return len(labels), labelled, correct
+
+
+@contextlib.contextmanager
+def naming_the_key(samples: SampleBlock) -> Iterator[None]:
+    """Turn a codec's refusal of a row of `samples` into a DataError that names its key."""
+    try:
+        yield
+    except ValueError as error:
+        reason, row = error.args
+        raise DataError(
+            f"{reason} for key {samples.keys[row].as_py()!r}; check the teacher and its "
+            "preprocessing, or take another codec"
+        ) from error
 
 
 def _refuse_duplicates(shard: ShardPlan, keys: list[pa.StringArray]) -> None:

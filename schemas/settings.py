@@ -39,7 +39,7 @@ def load_section(
             raise ParameterError(f"{where}: {section}.runs has no {run!r}{_nearest(run, runs)}")
         values |= runs[run]
     values |= overrides
-    return _validate(model, values, section, where)
+    return _validate(model, values, section, where, flags=overrides)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -86,7 +86,12 @@ def section_model(name: str) -> type[BaseModel]:
 
 
 def _validate(
-    model: type[S], values: Mapping[str, Any], section: str, where: str, complete: bool = True
+    model: type[S],
+    values: Mapping[str, Any],
+    section: str,
+    where: str,
+    complete: bool = True,
+    flags: Mapping[str, Any] | None = None,
 ) -> S:
     try:
         return model.model_validate(values)
@@ -97,8 +102,13 @@ def _validate(
         problems = [p for p in problems if p["type"] != "missing" and p["loc"]]
         if not problems:
             return model.model_construct()
-    lines = [_one_problem(model, section, problem) for problem in problems]
-    raise ParameterError(f"{where}: " + "; ".join(lines))
+    by_flag = [p for p in problems if p["loc"] and p["loc"][0] in (flags or {})]
+    in_file = [p for p in problems if p not in by_flag]
+    lines = [f"{_flag(p)}: {_reason(p)}" for p in by_flag]
+    if in_file:
+        named = "; ".join(_one_problem(model, section, problem) for problem in in_file)
+        lines.append(f"{where}: {named}")
+    raise ParameterError("; ".join(lines))
 
 
 def _one_problem(model: type[BaseModel], section: str, problem: Any) -> str:
@@ -106,12 +116,19 @@ def _one_problem(model: type[BaseModel], section: str, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown parameter{_nearest(str(problem['loc'][-1]), model.model_fields)}"
     if problem["type"] == "missing":
-        flag = "--" + str(problem["loc"][-1]).replace("_", "-")
-        return f"{path}: is missing; set it there or pass {flag}"
-    reason = problem["msg"].removeprefix("Value error, ")
+        return f"{path}: is missing; set it there or pass {_flag(problem)}"
+    return f"{path}: {_reason(problem)}"
+
+
+def _flag(problem: Any) -> str:
+    return "--" + str(problem["loc"][0]).replace("_", "-")
+
+
+def _reason(problem: Any) -> str:
+    reason = str(problem["msg"].removeprefix("Value error, "))
     if not problem["loc"]:
-        return f"{path}: {reason}"
-    return f"{path}: {reason[0].lower()}{reason[1:]}, got {problem['input']!r}"
+        return reason
+    return f"{reason[0].lower()}{reason[1:]}, got {problem['input']!r}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

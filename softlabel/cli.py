@@ -90,13 +90,18 @@ app = typer.Typer(
 )
 
 
-class Terminated(Exception):
-    """SIGTERM arrived."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; no handler of errors may take it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main() -> None:
     """Run the command line and exit with the code of design contract 4."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -106,12 +111,8 @@ def run(arguments: Sequence[str]) -> int:
         return int(app(args=list(arguments), prog_name="softlabel", standalone_mode=False) or 0)
     except TyperException as error:
         return _fail(error.format_message(), error.exit_code)
-    except typer.Abort:
-        return _interrupted(arguments, 128 + signal.SIGINT)
-    except KeyboardInterrupt:
-        return _interrupted(arguments, 128 + signal.SIGINT)
-    except Terminated:
-        return _interrupted(arguments, 128 + signal.SIGTERM)
+    except Stopped as stop:
+        return _interrupted(arguments, 128 + stop.number)
     except Exception as error:
         if "--debug" in arguments:
             raise
@@ -142,8 +143,8 @@ def _interrupted(arguments: Sequence[str], code: int) -> int:
     return code
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 def _version(wanted: bool) -> None:

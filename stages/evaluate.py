@@ -14,7 +14,7 @@ from softlabel.pipeline.cards import find_cards
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.metrics import ClassifierMetrics
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.student import load_student
 from softlabel.pipeline.training import make_fabric, predict
@@ -48,7 +48,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
         students=tuple(students),
         runs=_over_seeds(students),
     )
-    params.output.mkdir(parents=True, exist_ok=True)
+    make_folder(params.output)
     publish_bytes(params.output / "evaluate.json", canonical_json(report))
     publish_bytes(params.output / "metrics.json", _dvc_metrics(report))
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from softlabel.pipeline.cards import read_card
 from softlabel.pipeline.classes import read_class_names
@@ -16,7 +17,7 @@ from softlabel.pipeline.onnx_export import (
     export_onnx,
 )
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment, sha256_of
@@ -34,6 +35,7 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     progress = progress or Quiet()
     if params.model.endswith(".json"):
         params = _from_card(params)
+    refuse_folder(params.output)
     spec = _spec(params)
     preprocess = spec.preprocess
     inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
@@ -44,7 +46,7 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     progress.say(f"exporting {params.model}")
     exported = export_onnx(model, spec, params.opset)
     parity = check_parity(model, exported, pixels, params.tolerance)
-    params.output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(params.output.parent)
     publish_bytes(params.output, exported)
     return ExportReport(
         output=params.output,
@@ -101,9 +103,9 @@ def _spec(params: ExportParams) -> TeacherSpec:
             output=OUTPUT_NAME,
             opset=params.opset,
         )
-    except ValueError as error:
-        reason = str(error).splitlines()[2].strip().removeprefix("Value error, ")
-        raise ParameterError(f"export: {reason.partition(' [type=')[0]}") from error
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ParameterError(f"export: {reason}") from error
 
 
 def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array, str]:

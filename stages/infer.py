@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from softlabel.pipeline.classes import class_map, read_class_names
-from softlabel.pipeline.labelset_folder import close, finished_shards, reopen, settle_plan
+from softlabel.pipeline.codecs import shift_rows
+from softlabel.pipeline.labelset_folder import (
+    check_same_making,
+    claim,
+    close,
+    finished_shards,
+    reopen,
+    standing_plan,
+)
 from softlabel.pipeline.lease import lease
-from softlabel.pipeline.plan import plan_shards
+from softlabel.pipeline.plan import batches, plan_shards
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.runner import BusyTime, label_shards
+from softlabel.pipeline.publish import make_folder
+from softlabel.pipeline.runner import BusyTime, label_shards, naming_the_key
 from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import Teacher, open_teacher
@@ -45,10 +55,11 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
         execution=session.record,
         shards=plan_shards(source.files, params.batch_size, params.shard_rows),
     )
+    folder = _plain(params.output)
     try:
-        params.output.parent.mkdir(parents=True, exist_ok=True)
-        with lease(params.output):
-            return _label(params, wanted, source, run_teacher, progress)
+        make_folder(folder.parent)
+        with lease(folder):
+            return _label(params, folder, wanted, source, run_teacher, progress)
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or params.output}: {error.strerror or error}; finished shards are "
@@ -56,70 +67,77 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
         ) from error
 
 
-class TeacherCheck:
-    """Compares the teacher with the hard labels of the first 1,024 samples that have one.
-
-    Wrong preprocessing or class order is the commonest fault, and shows here at once: CheckFailed
-    where the top-1 is within two standard errors of chance, unless that is `allowed`.
-    """
-
-    def __init__(self, classes: int, allowed: bool, progress: Progress) -> None:
-        self._chance = 1 / classes
-        self._allowed = allowed
-        self._progress = progress
-        self._labelled = 0
-        self._correct = 0
-        self._decided = False
-
-    def on_batch(self, rows: int, labelled: int, correct: int) -> None:
-        """Count a batch, and decide as soon as enough are counted."""
-        self._progress.advance(rows)
-        if not self._decided:
-            self._labelled += labelled
-            self._correct += correct
-            if self._labelled >= CHECKED_ROWS:
-                self.decide()
-
-    def decide(self) -> None:
-        """Say how good the teacher is, once; raise where it is no better than chance."""
-        if self._decided or not self._labelled:
-            return
-        self._decided = True
-        accuracy = self._correct / self._labelled
-        seen = f"the teacher's top-1 is right for {accuracy:.1%} of {self._labelled} samples"
-        self._progress.say(seen)
-        error = math.sqrt(self._chance * (1 - self._chance) / self._labelled)
-        if accuracy <= self._chance + 2 * error and not self._allowed:
-            raise CheckFailed(
-                f"{seen}, chance is {self._chance:.1%}; check its preprocessing and class order, "
-                "or pass --allow-bad-teacher"
-            )
-
-
 def _label(
     params: InferParams,
+    folder: Path,
     wanted: Plan,
     source: ParquetSource,
     run_teacher: RunTeacher,
     progress: Progress,
 ) -> InferReport:
     begin = time.perf_counter()
-    folder = params.output
-    plan = settle_plan(folder, wanted, params.if_different, params.overwrite, params.allow_mixed)
-    finished = finished_shards(folder, plan)
-    pending = [shard for shard in plan.shards if shard.name not in finished]
+    plan = standing_plan(folder, wanted, params.if_different, params.overwrite)
+    finished = {} if plan is None else finished_shards(folder, plan)
+    shards = wanted.shards if plan is None else plan.shards
+    pending = [shard for shard in shards if shard.name not in finished]
+    if plan is not None and pending and not params.allow_mixed:
+        check_same_making(folder, plan, wanted)
+    if pending and not params.allow_bad_teacher:
+        _refuse_bad_teacher(wanted, source, run_teacher, progress)
+    if plan is None:
+        plan = wanted
+        claim(folder, plan)
     rows = sum(shard.rows for shard in pending)
     busy = BusyTime()
     if pending:
         reopen(folder)
         progress.start("infer", rows, "samples")
-        check = TeacherCheck(len(plan.identity.classes), params.allow_bad_teacher, progress)
         batching = plan.model_copy(update={"execution": wanted.execution})
-        busy = label_shards(batching, pending, source, run_teacher, folder, check.on_batch)
-        check.decide()
+        busy = label_shards(batching, pending, source, run_teacher, folder, progress.advance)
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
-    return _report(folder, wanted, manifest, rows, len(finished), busy, seconds)
+    return _report(params.output, wanted, manifest, rows, len(finished), busy, seconds)
+
+
+def _refuse_bad_teacher(
+    plan: Plan, source: ParquetSource, run_teacher: RunTeacher, progress: Progress
+) -> None:
+    """Compare the teacher with the hard labels of the first 1,024 samples, before anything is kept.
+
+    Wrong preprocessing or class order is the commonest fault and shows here. Raises CheckFailed
+    where the top-1 is within two standard errors of chance (of few samples: below the middle
+    between chance and perfect).
+    """
+    labelled = correct = seen = 0
+    for segments in itertools.chain.from_iterable(
+        batches(shard, plan.execution.batch_size) for shard in plan.shards
+    ):
+        samples = source.read(segments)
+        hard = samples.hard_labels()
+        with naming_the_key(samples):
+            rows = shift_rows(run_teacher(samples.inputs))
+        labelled += int((hard >= 0).sum())
+        correct += int((hard == rows.top1).sum())
+        seen += len(hard)
+        if seen >= CHECKED_ROWS:
+            break
+    if not labelled:
+        return
+    said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"
+    progress.say(said)
+    chance = 1 / len(plan.identity.classes)
+    error = math.sqrt(chance * (1 - chance) / labelled)
+    if correct / labelled <= chance + min(2 * error, (1 - chance) / 2):
+        raise CheckFailed(
+            f"{said}, chance is {chance:.1%}; check its preprocessing and class order, or pass "
+            "--allow-bad-teacher"
+        )
+
+
+def _plain(folder: Path) -> Path:
+    """The folder itself where it is spelt as a link or from within, else as it is spelt."""
+    spelt_inside = folder.name in ("", "..")
+    return folder.resolve() if folder.is_symlink() or spelt_inside else folder
 
 
 def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> Identity:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import sync_folder, temporary_name
+from softlabel.pipeline.publish import make_folder, sync_folder, temporary_name
 from softlabel.pipeline.sources.digits import CLASSES, read_digits
 from softlabel.pipeline.sources.idx import read_idx_pair
 from softlabel.pipeline.sources.parquet import write_source_shard
@@ -103,7 +103,7 @@ def _write_part(
 ) -> None:
     if folder.exists() and not _is_source(folder):
         raise ParameterError(f"{folder}: holds other files than a source; choose another output")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

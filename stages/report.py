@@ -25,7 +25,7 @@ from softlabel.pipeline.gallery_view import card, live_data, share
 from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.page import render_page
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
@@ -99,7 +99,8 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         context |= shown
     data["runs"] = context["curve_runs"]
     page = render_page(context, data)
-    params.output.parent.mkdir(parents=True, exist_ok=True)
+    refuse_folder(params.output)
+    make_folder(params.output.parent)
     publish_bytes(params.output, page)
     return PageReport(
         output=params.output,

@@ -21,7 +21,7 @@ from softlabel.pipeline.models import (
     weights_bytes,
 )
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.training import device_name, make_fabric, train
 from softlabel.schemas.errors import ParameterError
@@ -45,7 +45,7 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     torch.manual_seed(params.seed)
     model = _picture_model(params, source)
     folder = params.output / f"{params.run}-{params.seed}" if params.run else params.output
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / CARD_FILE).unlink(missing_ok=True)
     steps = math.ceil(samples.rows / params.batch_size)
     progress.say(f"{params.model}, {count_parameters(model):,} parameters, {device_name(fabric)}")

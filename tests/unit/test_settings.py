@@ -135,7 +135,7 @@ def test_a_wrong_value_is_named_with_its_rule(write: Write, text: str, problem: 
 
 
 def test_a_wrong_flag_is_named_without_a_file() -> None:
-    wanted = r"^the command line: infer\.batch_size: input should be .*, got 0$"
+    wanted = r"^--batch-size: input should be .*, got 0$"
     with pytest.raises(ParameterError, match=wanted):
         infer(None, batch_size=0)
 
