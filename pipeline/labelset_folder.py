@@ -41,6 +41,10 @@ from softlabel.schemas.labelset import (
 )
 from softlabel.schemas.params import IfDifferent
 
+# Beside the folder: a complete set until the new one stands, and an unfinished one on its way out.
+REPLACED = ".replaced"
+DISCARDED = ".discarded"
+
 
 def standing_plan(
     folder: Path, wanted: Plan, if_different: IfDifferent, overwrite: bool
@@ -171,8 +175,9 @@ def close(folder: Path, plan: Plan) -> Manifest:
     _refuse_duplicates(folder, plan)
     manifest = _manifest(plan, receipts)
     publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
-    if _aside(folder).exists():
-        shutil.rmtree(_aside(folder))
+    for suffix in (REPLACED, DISCARDED):
+        if _beside(folder, suffix).exists():
+            shutil.rmtree(_beside(folder, suffix))
     return manifest
 
 
@@ -220,19 +225,22 @@ def _different_fields(
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a complete set beside the folder; an unfinished one is worth nothing and goes."""
-    aside = _aside(folder)
-    if (folder / MANIFEST_FILE).exists():
-        if aside.exists():
-            shutil.rmtree(aside)
-        folder.rename(aside)
-    else:
-        shutil.rmtree(folder)
+    """Move a complete set beside the folder; an unfinished one is worth nothing and goes.
+
+    It goes by a rename first: a folder that lost its plan half-way would be nobody's.
+    """
+    complete = (folder / MANIFEST_FILE).exists()
+    target = _beside(folder, REPLACED if complete else DISCARDED)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
     sync_folder(folder.parent)
+    if not complete:
+        shutil.rmtree(target)
 
 
-def _aside(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".replaced")
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
 
 
 def _recorded_receipts(folder: Path) -> dict[str, str]:
