@@ -3,7 +3,7 @@
 usage: step_driver.py JOB.json     one JSON line a step on stdout; the test judges them
 
 An audit hook sees every change (open for writing, rename, remove, mkdir, rmdir) just before it
-happens. Each attempt is a fork of this process, which has everything imported and no threads
+happens; a file about to be made durable (fsync) is one more, and a kill there leaves half of it. Each attempt is a fork of this process, which has everything imported and no threads
 started, so hundreds of them take seconds. A struck attempt is followed by the same command left
 alone. Folders are listed in an order that removes plan.json first: POSIX promises none.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ import typer
 from softlabel import cli, display
 from softlabel.stages import infer
 
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "fsync"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # What a run would import or build first; pyarrow looks for pandas at its first array.
 READY = (onnx, onnxruntime, pandas, infer, display, pyarrow.array([0]))
@@ -57,7 +58,9 @@ class Strike:
                 return
         os.write(self._log, f"{event} {arguments[0]!s}".encode())
         if self._how == "full":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+        if event == "fsync":
+            os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
         os.kill(os.getpid(), getattr(signal, self._how))
 
 
@@ -79,6 +82,14 @@ class Listing:
 
 
 SCANDIR = os.scandir
+FSYNC = os.fsync
+
+
+def fsync(handle: int) -> None:
+    """`os.fsync`, announced; a folder has nothing to tear, so its own goes by in silence."""
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        sys.audit("fsync", handle)
+    FSYNC(handle)
 
 
 def attempt(work: Path, arguments: list[str], step: int | None, how: str) -> dict[str, Any]:
@@ -106,6 +117,7 @@ def run(
     os.dup2(handle, 2)
     os.dup2(handle, 1)
     os.scandir = Listing  # type: ignore[assignment]
+    os.fsync = fsync
     sys.argv = ["softlabel", *arguments]
     if step is not None:
         sys.addaudithook(Strike(step, how, hit))
