@@ -68,22 +68,31 @@ class Lease:
             "token": uuid.uuid4().hex,
         }
         self._beats = 0
+        # A reader must not meet a lease that is half written.
+        self._lock = threading.Lock()
         self.lost = False
         self._write()
 
     def check(self) -> None:
         """Raise LeaseHeld when another host took the lease over while this process slept."""
+        with self._lock:
+            self._look()
         if self.lost:
             raise LeaseHeld(f"{self._path}: another writer took over; this one stops")
 
     def beat_until(self, stop: threading.Event, seconds: float) -> None:
         """Write a new count every `seconds` until `stop` is set or the lease is lost."""
         while not stop.wait(seconds):
-            if _read(self._handle).get("token") != self._owner["token"]:
-                self.lost = True
-                return
-            self._beats += 1
-            self._write()
+            with self._lock:
+                self._look()
+                if self.lost:
+                    return
+                self._beats += 1
+                self._write()
+
+    def _look(self) -> None:
+        if _read(self._handle).get("token") != self._owner["token"]:
+            self.lost = True
 
     def _write(self) -> None:
         data = json.dumps(self._owner | {"beats": self._beats}).encode()

@@ -18,7 +18,7 @@ from softlabel.pipeline.labelset_folder import (
     reopen,
     standing_plan,
 )
-from softlabel.pipeline.lease import lease
+from softlabel.pipeline.lease import Lease, lease
 from softlabel.pipeline.plan import batches, plan_shards
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder
@@ -58,8 +58,8 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     folder = _plain(params.output)
     try:
         make_folder(folder.parent)
-        with lease(folder):
-            return _label(params, folder, wanted, source, run_teacher, progress)
+        with lease(folder) as held:
+            return _label(params, folder, wanted, source, run_teacher, held, progress)
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or params.output}: {error.strerror or error}; finished shards are "
@@ -73,6 +73,7 @@ def _label(
     wanted: Plan,
     source: ParquetSource,
     run_teacher: RunTeacher,
+    held: Lease,
     progress: Progress,
 ) -> InferReport:
     begin = time.perf_counter()
@@ -93,7 +94,13 @@ def _label(
         reopen(folder)
         progress.start("infer", rows, "samples")
         batching = plan.model_copy(update={"execution": wanted.execution})
-        busy = label_shards(batching, pending, source, run_teacher, folder, progress.advance)
+
+        def on_batch(rows: int) -> None:
+            held.check()
+            progress.advance(rows)
+
+        busy = label_shards(batching, pending, source, run_teacher, folder, on_batch)
+    held.check()
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
     return _report(params.output, wanted, manifest, rows, len(finished), busy, seconds)

@@ -3,9 +3,10 @@
 usage: step_driver.py JOB.json     one JSON line a step on stdout; the test judges them
 
 An audit hook sees every change (open for writing, rename, remove, mkdir, rmdir) just before it
-happens; a file about to be made durable (fsync) is one more, and a kill there leaves half of it. Each attempt is a fork of this process, which has everything imported and no threads
-started, so hundreds of them take seconds. A struck attempt is followed by the same command left
-alone. Folders are listed in an order that removes plan.json first: POSIX promises none.
+happens. An fsync of a file is one more, and a kill there leaves half of what was written. Each
+attempt is a fork of this process, which has everything imported and no threads started, so
+hundreds of them take seconds. A struck attempt is followed by the same command left alone. Folders
+are listed in an order that removes plan.json first: POSIX promises none.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Strike:
         os.write(self._log, f"{event} {arguments[0]!s}".encode())
         if self._how == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
-        if event == "fsync":
+        if event == "fsync" and self._how == "SIGKILL":
             os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
         os.kill(os.getpid(), getattr(signal, self._how))
 
@@ -117,7 +118,7 @@ def run(
     os.dup2(handle, 2)
     os.dup2(handle, 1)
     os.scandir = Listing  # type: ignore[assignment]
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]
     sys.argv = ["softlabel", *arguments]
     if step is not None:
         sys.addaudithook(Strike(step, how, hit))
