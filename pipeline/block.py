@@ -1,24 +1,28 @@
-"""A block of stored labels as it comes back from a label set."""
+"""A block of label rows, as it is written to and comes back from a label set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.codecs import Codec, Columns, Floats, softmax
+from softlabel.pipeline.codec import Codec, Columns
+from softlabel.pipeline.numerics import Floats, softmax
 
 
 @dataclass(frozen=True, slots=True)
 class LabelBlock:
-    """N label rows of C classes.
+    """N label rows of C classes; P positions, which are the rows but where rows are sequences.
 
-    keys `[N]`; labels int32 `[N]`, null where unknown; top1 `[N]`, the teacher's arg-max; shift
-    float32 `[N]`, the row's largest logit; payload: the codec's columns, as stored.
+    keys `[N]`; labels int32 `[P]`, null where unknown; top1 `[P]`, the teacher's arg-max; shift
+    float32 `[P]`, the row's largest logit; payload: the codec's columns `[P, ...]`, as stored;
+    views uint16 `[N]`, or None where samples have one; lengths uint32 `[N]`, the positions of each
+    row, or None where rows are no sequences; features float16 `[P, width]`, where stored.
     """
 
     keys: pa.StringArray
@@ -27,33 +31,72 @@ class LabelBlock:
     shift: npt.NDArray[np.float32]
     payload: Columns
     codec: Codec
+    views: npt.NDArray[np.uint16] | None = None
+    lengths: npt.NDArray[np.uint32] | None = None
+    features: npt.NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def logits(self, T: float = 1.0) -> Floats:
-        """Float32 `[N, C]` whose `softmax(. / T)` are the soft targets at T; T > 0.
+        """Float32 `[P, C]` whose `softmax(. / T)` are the soft targets at T; T > 0.
 
-        The dense codecs give the same logits for every T; `topk` spreads its tail for this one.
+        The other codecs give the same logits for every T; `topk` spreads its tail for this one.
         """
         if not 0 < T < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, got {T}")
-        return self.codec.logits(self.payload, T)
+        return self.codec.logits({**self.payload, "top1": self.top1}, T)
 
     def probs(self, T: float) -> Floats:
-        """Soft targets `softmax(z / T)`, float32 `[N, C]`; T > 0."""
+        """Soft targets `softmax(z / T)`, float32 `[P, C]`; T > 0."""
         return softmax(self.logits(T), T)
+
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each row's positions begin, and the end of the last, int64 `[N + 1]`."""
+        if self.lengths is None:
+            return np.arange(len(self) + 1, dtype=np.int64)
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     def slice(self, first: int, rows: int) -> LabelBlock:
         """Rows `first` to `first + rows` without copying."""
         end = first + rows
+        if self.lengths is None:
+            start, stop = first, end
+        else:
+            starts = self.starts()
+            start, stop = int(starts[first]), int(starts[end])
+        return self._parts(
+            slice(first, end),
+            slice(start, stop),
+            self.keys.slice(first, rows),
+            self.labels.slice(start, stop - start),
+        )
+
+    def take(self, rows: npt.NDArray[np.integer]) -> LabelBlock:
+        """The rows of these numbers, in this order."""
+        rows = np.asarray(rows, np.int64)
+        positions = rows
+        if self.lengths is not None:
+            starts = self.starts()
+            pieces = [np.arange(starts[row], starts[row + 1]) for row in rows]
+            positions = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+        return self._parts(
+            rows, positions, self.keys.take(pa.array(rows)), self.labels.take(pa.array(positions))
+        )
+
+    def _parts(
+        self, rows: Any, positions: Any, keys: pa.StringArray, labels: pa.Int32Array
+    ) -> LabelBlock:
         return replace(
             self,
-            keys=self.keys.slice(first, rows),
-            labels=self.labels.slice(first, rows),
-            top1=self.top1[first:end],
-            shift=self.shift[first:end],
-            payload={name: values[first:end] for name, values in self.payload.items()},
+            keys=keys,
+            labels=labels,
+            top1=self.top1[positions],
+            shift=self.shift[positions],
+            payload={name: values[positions] for name, values in self.payload.items()},
+            views=None if self.views is None else self.views[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+            features=None if self.features is None else self.features[positions],
         )
 
 
@@ -69,4 +112,13 @@ def concat_blocks(blocks: Sequence[LabelBlock]) -> LabelBlock:
         np.concatenate([block.shift for block in blocks]),
         {name: np.concatenate([block.payload[name] for block in blocks]) for name in first.payload},
         first.codec,
+        _joined([block.views for block in blocks]),
+        _joined([block.lengths for block in blocks]),
+        _joined([block.features for block in blocks]),
     )
+
+
+def _joined(parts: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    if parts[0] is None:
+        return None
+    return np.concatenate(cast("Sequence[npt.NDArray[Any]]", parts))

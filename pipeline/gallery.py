@@ -21,8 +21,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.labelset import LabelSet
+from softlabel.pipeline.numerics import softmax
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.gallery import CHOICE_TEMPERATURE, Candidate, Pair, png_data_uri
+from softlabel.pipeline.numerics import softmax
 
 SHOWN_CLASSES = 12
 SHOWN_OF_MANY = 7

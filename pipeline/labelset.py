@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.parquet_shards import ShardReader
+from softlabel.pipeline.packing import folder_packing
+from softlabel.pipeline.shards import ShardReader, open_shard
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     MANIFEST_FILE,
@@ -17,6 +18,7 @@ from softlabel.schemas.labelset import (
     Manifest,
     ManifestShard,
     Segment,
+    shard_file,
 )
 
 
@@ -40,6 +42,7 @@ class LabelSet:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._packing = folder_packing(folder, manifest)
         self._reader: tuple[str, ShardReader] | None = None
         self._pieces: dict[str, list[_Piece]] = {}
         for shard in manifest.shards:
@@ -120,8 +123,7 @@ class LabelSet:
 
     def _shard(self, shard: ManifestShard) -> ShardReader:
         if self._reader is None or self._reader[0] != shard.name:
-            path = self.folder / f"{shard.name}.parquet"
-            self._reader = (shard.name, ShardReader(path, self.manifest.identity))
+            self._reader = (shard.name, open_shard(self.folder, shard.name, self._packing))
         return self._reader[1]
 
 
@@ -135,11 +137,12 @@ def open_labelset(folder: str | Path) -> LabelSet:
     manifest = read_manifest(folder)
     sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
     for shard in manifest.shards:
-        name = f"{shard.name}.parquet"
+        name = shard_file(shard.name, manifest.layout)
         if sizes.get(name) != shard.bytes or f"{shard.name}.json" not in sizes:
             raise DataError(
                 f"{folder / name}: is missing, without receipt, or not {shard.bytes} bytes long; "
-                f"run 'softlabel verify --repair --labels {folder}', then 'softlabel infer' again"
+                f"run 'softlabel verify --repair --labels {folder}', then 'softlabel "
+                f"{manifest.making.verb}' again"
             )
     return LabelSet(folder, manifest)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from softlabel.pipeline.parquet_shards import ShardReader
+from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.publish import (
     file_sha256,
     make_folder,
@@ -24,6 +24,7 @@ from softlabel.pipeline.publish import (
     temporary_name,
 )
 from softlabel.pipeline.runner import duplicate_key, place
+from softlabel.pipeline.shards import open_shard
 from softlabel.schemas.errors import DataError, IdentityError, ParameterError
 from softlabel.schemas.labelset import (
     MANIFEST_FILE,
@@ -38,6 +39,7 @@ from softlabel.schemas.labelset import (
     Statistics,
     canonical_json,
     sha256_of,
+    shard_file,
 )
 from softlabel.schemas.params import IfDifferent
 
@@ -57,7 +59,20 @@ def standing_plan(
     standing = read_plan(folder)
     if standing is None or overwrite:
         return None
-    different = _different_fields(standing.identity, wanted.identity)
+    if standing.making.verb != wanted.making.verb and if_different == "error":
+        raise IdentityError(
+            f"{folder}: holds labels made by softlabel {standing.making.verb}; make them again "
+            f"with '{standing.making.command}', choose another --output, or pass "
+            "--if-different replace"
+        )
+    different = [
+        *_different_fields(standing.identity, wanted.identity),
+        *(
+            name
+            for name in ("layout", "making")
+            if getattr(standing, name) != getattr(wanted, name)
+        ),
+    ]
     if not different:
         return standing
     if if_different == "error":
@@ -79,6 +94,8 @@ def claim(folder: Path, plan: Plan) -> None:
 
 def check_same_making(folder: Path, standing: Plan, wanted: Plan) -> None:
     """Raise IdentityError where missing shards would be made otherwise than the others were."""
+    assert standing.execution is not None
+    assert wanted.execution is not None
     different = _different_fields(standing.execution, wanted.execution)
     if different:
         changes = "; ".join(
@@ -134,7 +151,7 @@ def finished_shards(folder: Path, plan: Plan) -> dict[str, Receipt]:
     receipts = {}
     for shard in plan.shards:
         receipt = _read_receipt(folder / f"{shard.name}.json")
-        path = folder / f"{shard.name}.parquet"
+        path = folder / shard_file(shard.name, plan.layout)
         if (
             receipt is not None
             and (receipt.shard, receipt.identity_sha256, receipt.rows)
@@ -158,7 +175,7 @@ def remove_shards(folder: Path, names: Sequence[str]) -> None:
     """Delete these shards with their receipts, and the manifest: `infer` redoes exactly them."""
     reopen(folder)
     for name in names:
-        for suffix in ("json", "parquet"):
+        for suffix in ("json", "parquet", "tar"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     sync_folder(folder)
 
@@ -187,6 +204,10 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt]) -> Manifest:
     return Manifest(
         identity_sha256=plan.identity.digest(),
         identity=plan.identity,
+        making=plan.making,
+        layout=plan.layout,
+        aligned=plan.aligned,
+        prior=plan.prior,
         rows=sum(receipt.rows for receipt in receipts.values()),
         statistics=Statistics(
             labelled=sum(receipt.statistics.labelled for receipt in receipts.values()),
@@ -259,9 +280,8 @@ def _read_receipt(path: Path) -> Receipt | None:
 
 
 def _refuse_duplicates(folder: Path, plan: Plan) -> None:
-    columns = [
-        ShardReader(folder / f"{shard.name}.parquet", plan.identity).keys() for shard in plan.shards
-    ]
+    packing = folder_packing(folder, plan)
+    columns = [open_shard(folder, shard.name, packing).keys() for shard in plan.shards]
     keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
     if pc.count_distinct(keys).as_py() == len(keys):
         return

@@ -1,10 +1,7 @@
-"""Label shards as Parquet files in the layout `packed`: payload columns are FixedSizeBinary.
+"""Label shards as Parquet files: a writer that cuts row groups by bytes, and a reader of them.
 
-Columns: `key` string; `label` int32, null where unknown; `top1` uint16 or uint32 by the number of
-classes; `shift` float32; then the codec's columns, those of several values a row as
-FixedSizeBinary with dtype and shape in the field's metadata. The file's metadata `softlabel` holds
-format version, identity, codec, temperatures and class count. Pages carry checksums; readers
-verify them.
+The file's metadata `softlabel` says what the shard is. Pages carry checksums; readers verify
+them.
 """
 
 from __future__ import annotations
@@ -17,62 +14,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codecs import Codec, Column, Columns, ShiftedRows, id_dtype, make_codec
-from softlabel.pipeline.publish import publishing
+from softlabel.pipeline.packing import Packing, payload_bytes
+from softlabel.pipeline.parquet_columns import shard_schema, to_batch, to_block
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import FORMAT_VERSION, SHARD_METADATA_KEY, Identity
+from softlabel.schemas.labelset import SHARD_METADATA_KEY
 
 ROW_GROUP_BYTES = 64 * 2**20
 # About what key, label, top1 and shift take.
 ROW_OVERHEAD = 64
 
 
-def shard_schema(identity: Identity) -> pa.Schema:
-    """The Arrow schema of every shard of a set with this identity."""
-    classes = len(identity.classes)
-    header = {
-        "format_version": FORMAT_VERSION,
-        "identity_sha256": identity.digest(),
-        "codec": identity.codec,
-        "k": identity.k,
-        "layout": "packed",
-        "temperatures": list(identity.temperatures),
-        "num_classes": classes,
-    }
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("label", pa.int32()),
-            pa.field("top1", pa.from_numpy_dtype(id_dtype(classes)), nullable=False),
-            pa.field("shift", pa.float32(), nullable=False),
-            *(_field(column) for column in set_codec(identity).columns),
-        ],
-        metadata={SHARD_METADATA_KEY: json.dumps(header, sort_keys=True)},
-    )
-
-
-def set_codec(identity: Identity) -> Codec:
-    """The codec of every shard of a set with this identity."""
-    return make_codec(identity.codec, identity.k, len(identity.classes), identity.temperatures)
-
-
-def payload_bytes(identity: Identity) -> int:
-    """Bytes that the codec's columns take for one row."""
-    return sum(
-        column.dtype.itemsize * (column.width or 1) for column in set_codec(identity).columns
-    )
-
-
-class ShardWriter:
+class ParquetWriter:
     """Appends encoded blocks to one shard; row groups are cut by bytes, not by batches."""
 
-    def __init__(self, file: BinaryIO, identity: Identity) -> None:
-        self._schema = shard_schema(identity)
+    def __init__(self, file: BinaryIO, packing: Packing) -> None:
+        self._packing = packing
+        self._schema = shard_schema(packing)
         self._file = _HashingFile(file)
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._file, "w"),
@@ -82,23 +43,39 @@ class ShardWriter:
             write_statistics=False,
             write_page_checksum=True,
         )
-        self._columns = set_codec(identity).columns
-        self._group_rows = max(1, ROW_GROUP_BYTES // (ROW_OVERHEAD + payload_bytes(identity)))
+        self._row_bytes = payload_bytes(packing.codec) + 2 * (packing.identity.features or 0)
+        self._group_rows = max(1, ROW_GROUP_BYTES // (ROW_OVERHEAD + self._row_bytes))
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
+        self._pending_bytes = 0
         self.rows = 0
 
-    def append(
-        self, keys: pa.StringArray, labels: pa.Int32Array, rows: ShiftedRows, payload: Columns
-    ) -> None:
+    def append(self, block: LabelBlock) -> None:
         """Add N rows; whole row groups are written as soon as they are full."""
-        packed = [_packed(column, payload[column.name]) for column in self._columns]
-        columns = [keys, labels, pa.array(rows.top1), pa.array(rows.shift), *packed]
-        self._pending.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._pending_rows += len(keys)
-        self.rows += len(keys)
+        if block.lengths is None:
+            self._append(block)
+        else:
+            self._append_sequences(block)
+
+    def _append(self, block: LabelBlock) -> None:
+        self._pending.append(to_batch(block, self._packing, self._schema))
+        self._pending_rows += len(block)
+        self.rows += len(block)
         while self._pending_rows >= self._group_rows:
             self._write_group(self._group_rows)
+
+    def _append_sequences(self, block: LabelBlock) -> None:
+        """Rows differ in size, so a group ends before the row that would overfill it."""
+        assert block.lengths is not None
+        for row, length in enumerate(block.lengths.tolist()):
+            size = ROW_OVERHEAD + length * (self._row_bytes + 10)
+            if self._pending_rows and self._pending_bytes + size > ROW_GROUP_BYTES:
+                self._write_group(self._pending_rows)
+                self._pending_bytes = 0
+            self._pending.append(to_batch(block.slice(row, 1), self._packing, self._schema))
+            self._pending_rows += 1
+            self._pending_bytes += size
+            self.rows += 1
 
     def finish(self) -> tuple[int, str]:
         """Write what is left and the footer; return the shard's size in bytes and its SHA-256."""
@@ -119,31 +96,15 @@ class ShardWriter:
         self._pending_rows -= rows
 
 
-@contextlib.contextmanager
-def writing_shard(path: Path, identity: Identity) -> Iterator[ShardWriter]:
-    """A writer whose file is published as `path` when the block ends without an exception.
-
-    The block must call `finish`.
-    """
-    with publishing(path) as file:
-        writer = ShardWriter(file, identity)
-        try:
-            yield writer
-        except BaseException:
-            writer.abandon()
-            raise
-
-
-class ShardReader:
+class ParquetReader:
     """Reads row ranges of one label shard; the last decoded row group is kept.
 
-    Raises DataError when the file is damaged or belongs to another identity.
+    Raises DataError when the file is damaged or belongs to another set.
     """
 
-    def __init__(self, path: Path, identity: Identity) -> None:
+    def __init__(self, path: Path, packing: Packing) -> None:
         self._path = path
-        self._identity = identity
-        self._codec = set_codec(identity)
+        self._packing = packing
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
             self._check_metadata()
@@ -183,17 +144,7 @@ class ShardReader:
                 table = self._file.read_row_group(group).combine_chunks()
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(str(error)) from error
-            block = LabelBlock(
-                keys=table["key"].chunk(0),
-                labels=table["label"].chunk(0),
-                top1=table["top1"].chunk(0).to_numpy(),
-                shift=table["shift"].chunk(0).to_numpy(),
-                payload={
-                    column.name: _unpacked(column, table[column.name].chunk(0))
-                    for column in self._codec.columns
-                },
-                codec=self._codec,
-            )
+            block = to_block(table, self._packing)
             self._group = (group, block)
         return self._group[1]
 
@@ -201,17 +152,21 @@ class ShardReader:
         text = (self._file.schema_arrow.metadata or {}).get(SHARD_METADATA_KEY)
         if text is None:
             raise self._damaged("it is no label shard")
-        if json.loads(text).get("identity_sha256") != self._identity.digest():
+        if json.loads(text).get("identity_sha256") != self._packing.identity.digest():
             raise self._damaged("it belongs to another label set")
-        if not self._file.schema_arrow.equals(shard_schema(self._identity), check_metadata=True):
-            raise self._damaged("its columns are not those of its identity")
+        if not self._file.schema_arrow.equals(shard_schema(self._packing), check_metadata=True):
+            raise self._damaged("its columns are not those of its label set")
 
     def _damaged(self, reason: str) -> DataError:
-        reason = " ".join(reason.split())
-        return DataError(
-            f"{self._path}: {reason}; run 'softlabel verify --repair --labels "
-            f"{self._path.parent}', then 'softlabel infer' again"
-        )
+        return damaged_shard(self._path, reason, self._packing)
+
+
+def damaged_shard(path: Path, reason: str, packing: Packing) -> DataError:
+    """The error for a shard that cannot be trusted."""
+    return DataError(
+        f"{path}: {' '.join(reason.split())}; run 'softlabel verify --repair --labels "
+        f"{path.parent}', then 'softlabel {packing.made_by}' again"
+    )
 
 
 class _HashingFile:
@@ -247,32 +202,3 @@ class _HashingFile:
 
     def seekable(self) -> bool:
         return False
-
-
-def _field(column: Column) -> pa.Field:
-    if column.width is None:
-        return pa.field(column.name, pa.from_numpy_dtype(column.dtype), nullable=False)
-    return pa.field(
-        column.name,
-        pa.binary(column.dtype.itemsize * column.width),
-        nullable=False,
-        metadata={"dtype": column.dtype.name, "shape": json.dumps([column.width])},
-    )
-
-
-def _packed(column: Column, values: npt.NDArray[Any]) -> pa.Array:
-    if column.width is None:
-        return pa.array(values)
-    little = column.dtype.newbyteorder("<")
-    values = np.ascontiguousarray(values.astype(little, copy=False))
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(little.itemsize * column.width), len(values), [None, pa.py_buffer(values)]
-    )
-
-
-def _unpacked(column: Column, stored: pa.Array) -> npt.NDArray[Any]:
-    if column.width is None:
-        return np.asarray(stored.to_numpy())
-    little = column.dtype.newbyteorder("<")
-    values = np.frombuffer(stored.buffers()[1], little, len(stored) * column.width)
-    return values.reshape(len(stored), column.width)

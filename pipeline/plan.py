@@ -33,7 +33,11 @@ def plan_shards(
     if group:
         shards.append(tuple(group))
     return tuple(
-        ShardPlan(name=f"part-{index:05d}", segments=segments)
+        ShardPlan(
+            name=f"part-{index:05d}",
+            rows=sum(segment.rows for segment in segments),
+            segments=segments,
+        )
         for index, segments in enumerate(shards)
     )
 

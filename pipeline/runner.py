@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.codecs import Codec, kl_sums, shift_rows
-from softlabel.pipeline.parquet_shards import ShardWriter, set_codec, writing_shard
+from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.codec import ShiftedRows, shift_rows
+from softlabel.pipeline.numerics import kl_sums
+from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.plan import batches
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.shards import ShardWriter, writing_shard
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
@@ -32,12 +35,10 @@ from softlabel.schemas.labelset import (
     Statistics,
     canonical_json,
 )
-from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock
+from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
 
 FIDELITY_ROWS = 1024
 QUEUE_BATCHES = 4
-
-OnBatch = Callable[[int], None]
 
 
 @dataclass
@@ -58,7 +59,7 @@ class BusyTime:
 class _Batch:
     shard: ShardPlan
     samples: SampleBlock
-    logits: Logits
+    output: TeacherOutput
 
 
 @dataclass
@@ -71,20 +72,21 @@ class _Counts:
 
 def label_shards(
     plan: Plan,
+    batch_size: int,
     shards: Iterable[ShardPlan],
     source: ParquetSource,
     run_teacher: RunTeacher,
     folder: Path,
-    on_batch: OnBatch,
+    on_batch: Callable[[int], None],
 ) -> BusyTime:
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
-    `run_teacher` maps uint8 pictures `[N, height, width, channels]` to logits `[N, classes]` in
-    the order of the identity's classes. `on_batch` hears of every encoded batch's rows. Raises
+    `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
+    every encoded batch's rows. Raises
     DataError for non-finite logits and for a key that appears twice in a shard.
     """
     busy = BusyTime()
-    read = prefetch(_read(shards, source, plan, busy), QUEUE_BATCHES, "read")
+    read = prefetch(_read(shards, source, batch_size, busy), QUEUE_BATCHES, "read")
     ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
     with contextlib.closing(ran):
         current = next(ran, None)
@@ -95,10 +97,10 @@ def label_shards(
 
 
 def _read(
-    shards: Iterable[ShardPlan], source: ParquetSource, plan: Plan, busy: BusyTime
+    shards: Iterable[ShardPlan], source: ParquetSource, batch_size: int, busy: BusyTime
 ) -> Iterator[tuple[ShardPlan, SampleBlock]]:
     for shard in shards:
-        for segments in batches(shard, plan.execution.batch_size):
+        for segments in batches(shard, batch_size):
             begin = time.perf_counter()
             samples = source.read(segments)
             busy.decode += time.perf_counter() - begin
@@ -110,9 +112,9 @@ def _run(
 ) -> Iterator[_Batch]:
     for shard, samples in read:
         begin = time.perf_counter()
-        logits = run_teacher(samples.inputs)
+        output = run_teacher(samples.inputs)
         busy.teacher += time.perf_counter() - begin
-        yield _Batch(shard, samples, logits)
+        yield _Batch(shard, samples, output)
 
 
 def _write_shard(
@@ -122,17 +124,17 @@ def _write_shard(
     source: ParquetSource,
     folder: Path,
     busy: BusyTime,
-    on_batch: OnBatch,
+    on_batch: Callable[[int], None],
 ) -> tuple[Receipt, _Batch | None]:
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
-    codec = set_codec(plan.identity)
+    packing = folder_packing(folder, plan)
     counts = _Counts(kl=np.zeros(len(plan.identity.temperatures)))
     keys = []
     current: _Batch | None = first
-    with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
+    with writing_shard(folder, shard.name, packing) as writer:
         while current is not None and current.shard is shard:
-            _write_batch(plan, codec, current, writer, counts, busy)
+            _write_batch(plan, packing, current, writer, counts, busy)
             keys.append(current.samples.keys)
             on_batch(len(current.samples))
             current = next(ran, None)
@@ -155,30 +157,38 @@ def _write_shard(
 
 def _write_batch(
     plan: Plan,
-    codec: Codec,
+    packing: Packing,
     batch: _Batch,
     writer: ShardWriter,
     counts: _Counts,
     busy: BusyTime,
 ) -> None:
-    temperatures = plan.identity.temperatures
     begin = time.perf_counter()
     with naming_the_key(batch.samples):
-        rows = shift_rows(batch.logits)
-        payload = codec.encode(rows)
-    labels = batch.samples.hard_labels()
+        rows = shift_output(batch.output)
+        payload = packing.codec.encode(rows)
+    samples = batch.samples
+    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, payload, packing.codec)
+    labels = samples.hard_labels()
     counts.labelled += int((labels >= 0).sum())
     counts.correct += int((labels == rows.top1).sum())
     room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
     if room > 0:
-        measured = {name: values[:room] for name, values in payload.items()}
-        decoded = [codec.logits(measured, temperature) for temperature in temperatures]
-        counts.kl += kl_sums(batch.logits[:room], decoded, temperatures)
+        temperatures = plan.identity.temperatures
+        measured = block.slice(0, room)
+        decoded = [measured.logits(temperature) for temperature in temperatures]
+        counts.kl += kl_sums(batch.output.logits[:room], decoded, temperatures)
         counts.fidelity_rows += room
     encoded = time.perf_counter()
-    writer.append(batch.samples.keys, batch.samples.labels, rows, payload)
+    writer.append(block)
     busy.encode += encoded - begin
     busy.write += time.perf_counter() - encoded
+
+
+def shift_output(output: TeacherOutput) -> ShiftedRows:
+    """What the codecs pack of a teacher's output. Raises ValueError as `shift_rows` does."""
+    rows = shift_rows(output.logits)
+    return rows if output.features is None else replace(rows, features=output.features)
 
 
 @contextlib.contextmanager

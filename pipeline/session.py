@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from softlabel.pipeline.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
 from softlabel.schemas.params import Device
-from softlabel.schemas.sample import Array, Logits, RunTeacher
+from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
 # Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
 # execution record. TF32 would move logits by about 1e-3.
@@ -50,8 +51,8 @@ class TeacherSession:
             cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
         )
 
-    def run(self, pixels: npt.NDArray[np.uint8]) -> Logits:
-        """Logits `[N, classes]` of uint8 pictures `[N, height, width, channels]`, N <= batch."""
+    def run(self, pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        """What the teacher says of uint8 pictures `[N, height, width, channels]`, N <= batch."""
         rows = len(pixels)
         inputs = model_input(pixels, self._teacher.spec.preprocess)
         if rows < self._batch_size:
@@ -66,7 +67,7 @@ class TeacherSession:
                 f"{self._teacher.path}: gave logits of shape {list(outputs.shape)}, expected "
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
-        return outputs[:rows].astype(np.float32, copy=False)
+        return TeacherOutput(outputs[:rows].astype(np.float32, copy=False))
 
 
 def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:
@@ -74,7 +75,12 @@ def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher
     if order is None:
         return run
     columns = np.asarray(order)
-    return lambda pixels: np.ascontiguousarray(run(pixels)[:, columns])
+
+    def reordered(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        output = run(pixels)
+        return replace(output, logits=np.ascontiguousarray(output.logits[:, columns]))
+
+    return reordered
 
 
 def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSession, str]:

@@ -17,18 +17,23 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codecs import id_dtype, log_softmax, log_sums
-from softlabel.pipeline.parquet_shards import ShardReader, shard_schema
+from softlabel.pipeline.numerics import id_dtype, log_softmax, log_sums
+from softlabel.pipeline.packing import Packing, folder_packing
+from softlabel.pipeline.parquet_columns import shard_schema
 from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.shards import open_shard, shard_path
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
+    HEAD_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    Identity,
     Manifest,
     ManifestShard,
     Receipt,
     sha256_of,
+    shard_file,
 )
 from softlabel.schemas.reports import Problem
 
@@ -41,13 +46,23 @@ FEW = 3
 def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """The folder holds the plan, the manifest, the shards and their receipts, and nothing else."""
     known = {PLAN_FILE, MANIFEST_FILE}
+    if manifest.identity.head_sha256 is not None:
+        known.add(HEAD_FILE)
     for shard in manifest.shards:
-        known |= {f"{shard.name}.parquet", f"{shard.name}.json"}
+        known |= {shard_file(shard.name, manifest.layout), f"{shard.name}.json"}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             yield Problem(kind="folder", shard=None, message=f"{path.name} does not belong here")
     if not (folder / PLAN_FILE).exists():
         yield Problem(kind="folder", shard=None, message=f"{PLAN_FILE} is missing")
+
+
+def check_head(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """The head of a factored set stands and is the one of its identity."""
+    try:
+        folder_packing(folder, manifest)
+    except DataError as error:
+        yield Problem(kind="head", shard=None, message=str(error))
 
 
 def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
@@ -68,9 +83,9 @@ def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Ite
         yield _problem("receipt", shard, "the receipt is of another label set")
 
 
-def check_bytes(folder: Path, shard: ManifestShard) -> Iterator[Problem]:
+def check_bytes(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
     """The shard's file has the size and the SHA-256 that the manifest says."""
-    path = folder / f"{shard.name}.parquet"
+    path = folder / shard_file(shard.name, manifest.layout)
     if not path.exists():
         yield _problem("bytes", shard, "the file is missing")
     elif path.stat().st_size != shard.bytes:
@@ -80,10 +95,10 @@ def check_bytes(folder: Path, shard: ManifestShard) -> Iterator[Problem]:
         yield _problem("bytes", shard, "the file's SHA-256 is not the one in the manifest")
 
 
-def check_schema(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
-    """Columns and metadata are those of this identity, and the rows as many as planned."""
-    path = folder / f"{shard.name}.parquet"
-    expected = shard_schema(manifest.identity)
+def check_schema(folder: Path, packing: Packing, shard: ManifestShard) -> Iterator[Problem]:
+    """Columns and metadata are those of this set, and the rows as many as planned."""
+    path = shard_path(folder, shard.name, packing)
+    expected = shard_schema(packing)
     try:
         schema = pq.read_schema(path)
         rows = pq.read_metadata(path).num_rows
@@ -96,14 +111,15 @@ def check_schema(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iter
         yield _problem("schema", shard, f"it has {rows} rows, not {shard.rows}")
 
 
-def check_values(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
+def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterator[Problem]:
     """Every row decodes to finite soft targets that agree with its shift, top-1 and log-sums."""
     try:
-        reader = ShardReader(folder / f"{shard.name}.parquet", manifest.identity)
+        reader = open_shard(folder, shard.name, packing)
         for block in reader.read(0, reader.rows):
-            for message, bad in _bad_values(block, manifest):
+            rows = np.repeat(np.arange(len(block)), np.diff(block.starts()))
+            for message, bad in _bad_values(block, packing.identity):
                 if bad.any():
-                    keys = block.keys.filter(pa.array(bad)).to_pylist()
+                    keys = block.keys.take(pa.array(np.unique(rows[bad]))).to_pylist()
                     yield _problem("values", shard, f"{message} for {_few(keys)}")
     except (DataError, KeyError) as error:
         yield _problem("values", shard, f"its rows cannot be read: {error}")
@@ -114,7 +130,7 @@ def check_coverage(
 ) -> Iterator[Problem]:
     """The shard's keys are those of its source rows, in order."""
     try:
-        reader = ShardReader(folder / f"{shard.name}.parquet", manifest.identity)
+        reader = open_shard(folder, shard.name, folder_packing(folder, manifest))
         stored = reader.keys().combine_chunks()
         wanted = source.keys(shard.segments)
     except (DataError, KeyError) as error:
@@ -168,10 +184,10 @@ def mean_divergence(teacher: npt.NDArray[np.float32], stored: npt.NDArray[np.flo
 
 
 def _bad_values(
-    block: LabelBlock, manifest: Manifest
+    block: LabelBlock, identity: Identity
 ) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    temperatures = manifest.identity.temperatures
-    classes = len(manifest.identity.classes)
+    temperatures = identity.temperatures
+    classes = len(identity.classes)
     labels = block.labels.fill_null(0).to_numpy(zero_copy_only=False)
     yield "a label is outside the classes", (labels < 0) | (labels >= classes)
     yield "the shift is not finite", ~np.isfinite(block.shift)
@@ -185,7 +201,7 @@ def _bad_values(
         recorded = block.payload["lse"]
         finite = np.where(np.isneginf(logits) | np.isfinite(logits), logits, np.float32(0))
         difference = np.abs(log_sums(finite, temperatures) - recorded)
-        tolerance = LSE_TOLERANCE * (20 if manifest.identity.codec == "dense-u8" else 1)
+        tolerance = LSE_TOLERANCE * (20 if identity.codec == "dense-u8" else 1)
         yield "the log-sums are not those of the logits", ~(difference.max(axis=1) <= tolerance)
     if "tail_lse" in block.payload:
         most = np.log(classes - block.payload["ids"].shape[1]) + LSE_TOLERANCE

@@ -11,12 +11,20 @@ from pydantic import Field
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Preprocess
 
-CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk"]
+CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
+# Parquet with packed or list columns; WebDataset tars of labels alone or with the source's members.
+Layout = Literal["packed", "lists", "sidecar", "merged"]
 
 FORMAT_VERSION: Final = 1
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "labelset.json"
+HEAD_FILE = "head.safetensors"
 SHARD_METADATA_KEY = b"softlabel"
+
+
+def shard_file(name: str, layout: Layout) -> str:
+    """The file of the shard `name` in a label set's folder."""
+    return f"{name}.parquet" if layout in ("packed", "lists") else f"{name}.tar"
 
 
 def canonical_json(record: Record) -> bytes:
@@ -42,11 +50,32 @@ class SourceFile(Record):
     digest: str | None = None
 
 
+class Derivation(Record):
+    """How labels came out of other labels, where that changed what they say or for which keys.
+
+    parents: identities of the sets they came from. codecs: what the labels were packed with
+    before, oldest first. keys_sha256: of the list of keys that a subset keeps, a key a line.
+    class_ids: the parent's classes that were kept. weights, mean and temperature: of `merge`;
+    temperature only where probabilities were averaged.
+    """
+
+    verb: Literal["convert", "merge"]
+    parents: tuple[str, ...]
+    codecs: tuple[CodecName, ...]
+    keys_sha256: str | None = None
+    class_ids: tuple[int, ...] | None = None
+    weights: tuple[float, ...] = ()
+    mean: Literal["logits", "probs"] | None = None
+    temperature: float | None = None
+
+
 class Identity(Record):
     """All that decides a label's value; two sets with equal identities hold equal labels.
 
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
-    kept a row by the codec `topk`, null for the others.
+    kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
+    classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
+    of the stored inner output, null without one. positions: a row is a sequence of positions.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -62,6 +91,11 @@ class Identity(Record):
     temperatures: tuple[float, ...]
     codec: CodecName
     k: int | None = None
+    tail: Literal["uniform", "prior"] | None = None
+    head_sha256: str | None = None
+    features: int | None = None
+    positions: bool = False
+    derived: Derivation | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this identity."""
@@ -89,23 +123,40 @@ class Segment(Record):
 
 
 class ShardPlan(Record):
-    """Which source rows go into one label shard, in order."""
+    """What goes into one label shard, in order.
+
+    segments: rows of the source where the set is aligned with it, else empty. rows: label rows,
+    which are `views` times as many as those of the segments.
+    """
 
     name: str
+    rows: int
     segments: tuple[Segment, ...]
 
-    @property
-    def rows(self) -> int:
-        """Rows of the whole shard."""
-        return sum(segment.rows for segment in self.segments)
+
+class Making(Record):
+    """Which command made a set, and how to type it again; paths stay out of it."""
+
+    verb: Literal["infer", "convert", "merge"]
+    command: str
+
+
+INFERRED = Making(verb="infer", command="softlabel infer")
 
 
 class Plan(Record):
-    """plan.json: published before the first batch; says what the set will be."""
+    """plan.json: published before the first batch; says what the set will be.
+
+    execution: null where no teacher ran. prior: see the manifest.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
     identity: Identity
-    execution: ExecutionRecord
+    making: Making = INFERRED
+    execution: ExecutionRecord | None
+    layout: Layout = "packed"
+    aligned: bool = True
+    prior: tuple[float, ...] | None = None
     shards: tuple[ShardPlan, ...]
 
 
@@ -118,14 +169,17 @@ class SourceDigest(Record):
 
 
 class Fidelity(Record):
-    """KL of the stored labels to the float32 logits, summed over `rows` rows, per temperature."""
+    """KL of the stored labels to the reference, summed over `rows` rows, per temperature."""
 
     rows: int
     kl_sum: tuple[float, ...]
 
 
 class Statistics(Record):
-    """Counts over one shard: rows with a hard label, and those where the teacher agrees with it."""
+    """Counts over one shard: rows with a hard label, and those where the teacher agrees with it.
+
+    Of a sequence every position counts.
+    """
 
     labelled: int
     correct: int
@@ -146,7 +200,10 @@ class Receipt(Record):
 
 
 class ManifestShard(Record):
-    """One line of the manifest: a shard, its receipt's digest and the rows it holds."""
+    """One line of the manifest: a shard, its receipt's digest and the rows it holds.
+
+    segments: the source rows it labels, empty where the set is not aligned with its source.
+    """
 
     name: str
     rows: int
@@ -157,7 +214,7 @@ class ManifestShard(Record):
 
 
 class MeasuredFidelity(Record):
-    """Mean KL to the float32 logits at one temperature, in nats, over `rows` rows."""
+    """Mean KL to the reference at one temperature, in nats, over `rows` rows."""
 
     temperature: float
     kl_mean: float
@@ -165,14 +222,22 @@ class MeasuredFidelity(Record):
 
 
 class Manifest(Record):
-    """labelset.json: written last; the set is complete when it exists."""
+    """labelset.json: written last; the set is complete when it exists.
+
+    prior: for `topk` with the tail `prior`, a logit a class; the tail is spread by their softmax
+    over the classes left out. reference: what fidelity is measured against: the teacher's float32
+    logits, or the labels in another codec that these were converted from.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
     identity_sha256: str
     identity: Identity
-    layout: Literal["packed"] = "packed"
+    making: Making = INFERRED
+    layout: Layout = "packed"
     aligned: bool = True
+    prior: tuple[float, ...] | None = None
     rows: int
     statistics: Statistics
+    reference: Literal["float32 logits"] | CodecName = "float32 logits"
     fidelity: tuple[MeasuredFidelity, ...]
     shards: tuple[ManifestShard, ...]

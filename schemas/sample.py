@@ -12,8 +12,22 @@ import pyarrow as pa
 
 Array = npt.NDArray[Any]
 Logits = npt.NDArray[np.float32]
-# uint8 pictures [N, height, width, channels] to logits [N, classes].
-RunTeacher = Callable[[npt.NDArray[np.uint8]], Logits]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOutput:
+    """What a teacher says of N samples.
+
+    logits: float32 `[N, classes]`. features: the inputs of its last layer, float32 `[N, width]`,
+    where they were asked for.
+    """
+
+    logits: Logits
+    features: npt.NDArray[np.float32] | None = None
+
+
+# From uint8 pictures [N, height, width, channels].
+RunTeacher = Callable[[npt.NDArray[np.uint8]], TeacherOutput]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from softlabel.pipeline.classes import class_map, read_class_names
-from softlabel.pipeline.codecs import shift_rows
 from softlabel.pipeline.labelset_folder import (
     check_same_making,
     claim,
@@ -22,7 +21,7 @@ from softlabel.pipeline.lease import Lease, lease
 from softlabel.pipeline.plan import batches, plan_shards
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder
-from softlabel.pipeline.runner import BusyTime, label_shards, naming_the_key
+from softlabel.pipeline.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import Teacher, open_teacher
@@ -84,7 +83,7 @@ def _label(
     if plan is not None and pending and not params.allow_mixed:
         check_same_making(folder, plan, wanted)
     if pending and not params.allow_bad_teacher:
-        _refuse_bad_teacher(wanted, source, run_teacher, progress)
+        _refuse_bad_teacher(wanted, params.batch_size, source, run_teacher, progress)
     if plan is None:
         plan = wanted
         claim(folder, plan)
@@ -93,13 +92,12 @@ def _label(
     if pending:
         reopen(folder)
         progress.start("infer", rows, "samples")
-        batching = plan.model_copy(update={"execution": wanted.execution})
 
         def on_batch(rows: int) -> None:
             held.check()
             progress.advance(rows)
 
-        busy = label_shards(batching, pending, source, run_teacher, folder, on_batch)
+        busy = label_shards(plan, params.batch_size, pending, source, run_teacher, folder, on_batch)
     held.check()
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
@@ -107,7 +105,11 @@ def _label(
 
 
 def _refuse_bad_teacher(
-    plan: Plan, source: ParquetSource, run_teacher: RunTeacher, progress: Progress
+    plan: Plan,
+    batch_size: int,
+    source: ParquetSource,
+    run_teacher: RunTeacher,
+    progress: Progress,
 ) -> None:
     """Compare the teacher with the hard labels of the first 1,024 samples, before anything is kept.
 
@@ -117,12 +119,12 @@ def _refuse_bad_teacher(
     """
     labelled = correct = seen = 0
     for segments in itertools.chain.from_iterable(
-        batches(shard, plan.execution.batch_size) for shard in plan.shards
+        batches(shard, batch_size) for shard in plan.shards
     ):
         samples = source.read(segments)
         hard = samples.hard_labels()
         with naming_the_key(samples):
-            rows = shift_rows(run_teacher(samples.inputs))
+            rows = shift_output(run_teacher(samples.inputs))
         labelled += int((hard >= 0).sum())
         correct += int((hard == rows.top1).sum())
         seen += len(hard)
@@ -187,6 +189,7 @@ def _report(
     seconds: float,
 ) -> InferReport:
     counts = manifest.statistics
+    assert plan.execution is not None
     return InferReport(
         output=folder,
         identity_sha256=manifest.identity_sha256,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.numerics import softmax
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.schemas.params import InspectParams
 from softlabel.schemas.reports import InspectReport, RowView

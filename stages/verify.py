@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from softlabel.pipeline import verification as checks
-from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.join import JoinedSamples
 from softlabel.pipeline.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset_folder import remove_shards
 from softlabel.pipeline.lease import lease
+from softlabel.pipeline.numerics import softmax
+from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import reopen_teacher
 from softlabel.schemas.errors import ParameterError
-from softlabel.schemas.labelset import Manifest
+from softlabel.schemas.labelset import Manifest, shard_file
 from softlabel.schemas.params import VerifyParams
 from softlabel.schemas.reports import Problem, Replay, VerifyReport
 
@@ -65,13 +66,16 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
 
 def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Problem]:
     yield from checks.check_folder(folder, manifest)
+    headless = list(checks.check_head(folder, manifest))
+    yield from headless
     for shard in manifest.shards:
         yield from checks.check_receipt(folder, manifest, shard)
-        damage = list(checks.check_bytes(folder, shard))
+        damage = list(checks.check_bytes(folder, manifest, shard))
         yield from damage
-        if not any("missing" in problem.message for problem in damage):
-            yield from checks.check_schema(folder, manifest, shard)
-            yield from checks.check_values(folder, manifest, shard)
+        if not headless and not any("missing" in problem.message for problem in damage):
+            packing = folder_packing(folder, manifest)
+            yield from checks.check_schema(folder, packing, shard)
+            yield from checks.check_values(folder, packing, shard)
         progress.advance(shard.rows)
 
 
@@ -79,7 +83,7 @@ def _against_source(folder: Path, manifest: Manifest, source: ParquetSource) -> 
     for shard in manifest.shards:
         faults = list(checks.check_source(folder, manifest, shard, source))
         yield from faults
-        if not faults and (folder / f"{shard.name}.parquet").exists():
+        if not faults and (folder / shard_file(shard.name, manifest.layout)).exists():
             yield from checks.check_coverage(folder, manifest, shard, source)
 
 
@@ -95,7 +99,9 @@ def _replay(params: VerifyParams, manifest: Manifest, source: ParquetSource) -> 
     size = teacher_file.fixed_batch or rows
     session = TeacherSession(teacher_file, params.device, size)
     run_teacher = in_class_order(session.run, manifest.identity.class_map)
-    pieces = [run_teacher(batch.pixels[first : first + size]) for first in range(0, rows, size)]
+    pieces = [
+        run_teacher(batch.pixels[first : first + size]).logits for first in range(0, rows, size)
+    ]
     teacher = np.concatenate(pieces) / np.float32(temperature)
     assert batch.teacher is not None
     stored = batch.teacher.astype(np.float32) / np.float32(temperature)

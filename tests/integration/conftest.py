@@ -10,9 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline.codecs import kl_sums, shift_rows
-from softlabel.pipeline.parquet_shards import set_codec, writing_shard
+from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.codec import shift_rows
+from softlabel.pipeline.numerics import kl_sums
+from softlabel.pipeline.packing import make_packing
 from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.shards import writing_shard
 from softlabel.pipeline.sources.digits import read_digits
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.labelset import (
@@ -138,15 +141,16 @@ def write_labels(folder: Path, source: ParquetSource) -> str:
         temperatures=TEMPERATURES,
         codec="dense-f16",
     )
-    codec, rows = set_codec(identity), shift_rows(logits)
-    payload = codec.encode(rows)
+    packing, rows = make_packing(identity), shift_rows(logits)
+    payload = packing.codec.encode(rows)
+    labels = LabelBlock(block.keys, block.labels, rows.top1, rows.shift, payload, packing.codec)
     folder.mkdir()
-    with writing_shard(folder / "part-00000.parquet", identity) as writer:
-        writer.append(block.keys, block.labels, rows, payload)
+    with writing_shard(folder, "part-00000", packing) as writer:
+        writer.append(labels)
         size, digest = writer.finish()
     correct = int((block.hard_labels() == rows.top1).sum())
     statistics = Statistics(labelled=len(block), correct=correct)
-    kl = kl_sums(logits, [codec.logits(payload, T) for T in TEMPERATURES], TEMPERATURES)
+    kl = kl_sums(logits, [labels.logits(T) for T in TEMPERATURES], TEMPERATURES)
     receipt = Receipt(
         shard="part-00000",
         identity_sha256=identity.digest(),

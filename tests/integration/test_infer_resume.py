@@ -347,6 +347,7 @@ def test_overwrite_starts_afresh(labelled: Project, command: Command) -> None:
     assert set(inodes().values()).isdisjoint(standing.values())
     assert command("infer", "--batch-size", "20", "--overwrite").code == 0
     plan = Plan.model_validate_json(labelled.files()["plan.json"])
+    assert plan.execution is not None
     assert plan.execution.batch_size == 20
     assert not Path("labels.replaced").exists()
 

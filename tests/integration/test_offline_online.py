@@ -20,7 +20,7 @@ from softlabel.pipeline.teacher import open_teacher
 from softlabel.pipeline.training import make_fabric, train
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.schemas.reports import EpochRecord
-from softlabel.schemas.sample import Array
+from softlabel.schemas.sample import Array, TeacherOutput
 from softlabel.stages import export, infer, prepare, train_student
 
 STEPS = 50
@@ -65,7 +65,7 @@ def online(world: Path) -> Callable[[TrainingBatch], TrainingBatch]:
     source = ParquetSource(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
     session = TeacherSession(teacher, "cpu", BATCH)
-    return lambda batch: replace(batch, teacher=session.run(batch.pixels))
+    return lambda batch: replace(batch, teacher=session.run(batch.pixels).logits)
 
 
 def curve(
@@ -112,7 +112,9 @@ def test_stored_labels_follow_the_teacher_in_the_loop(world: Path) -> None:
 def test_labels_shifted_by_one_row_do_not(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = TeacherSession.run
     monkeypatch.setattr(
-        TeacherSession, "run", lambda self, pixels: np.roll(run(self, pixels), 1, axis=0)
+        TeacherSession,
+        "run",
+        lambda self, pixels: TeacherOutput(np.roll(run(self, pixels).logits, 1, axis=0)),
     )
     shifted = label(world, "shifted")
     monkeypatch.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 
 from softlabel.cli import run as command_line
 from softlabel.pipeline import verification
-from softlabel.pipeline.codecs import shift_rows
+from softlabel.pipeline.codec import shift_rows
 from softlabel.pipeline.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset_folder import read_plan
-from softlabel.pipeline.parquet_shards import set_codec, writing_shard
+from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.session import TeacherSession
+from softlabel.pipeline.shards import writing_shard
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import (
@@ -211,14 +213,15 @@ def labels_of_the_row_before(world: Path) -> None:
     manifest = read_manifest(folder)
     plan = read_plan(folder)
     assert plan is not None
-    codec = set_codec(plan.identity)
+    packing = folder_packing(folder, plan)
     shard = manifest.shards[1]
     labels = LabelSet(folder, manifest)
     start = manifest.shards[0].rows
     block = next(labels.batches(manifest.rows)).slice(start, shard.rows)
     rows = shift_rows(np.roll(block.logits() + block.shift[:, None], 1, axis=0))
-    with writing_shard(folder / f"{shard.name}.parquet", plan.identity) as writer:
-        writer.append(block.keys, block.labels, rows, codec.encode(rows))
+    moved = replace(block, top1=rows.top1, shift=rows.shift, payload=packing.codec.encode(rows))
+    with writing_shard(folder, shard.name, packing) as writer:
+        writer.append(moved)
         writer.finish()
     _seal(folder, manifest, shard.name)
 

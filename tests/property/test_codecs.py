@@ -9,16 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.codecs import (
-    Codec,
-    TopK,
-    kl_sums,
-    largest,
-    log_softmax,
-    make_codec,
-    shift_rows,
-    softmax,
-)
+from softlabel.pipeline.codec import Codec, shift_rows
+from softlabel.pipeline.codecs import make_codec
+from softlabel.pipeline.numerics import kl_sums, largest, log_softmax, softmax
+from softlabel.pipeline.topk import TopK
+from softlabel.schemas.labelset import CodecName
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 Logits = npt.NDArray[np.float32]
@@ -36,8 +31,8 @@ wild = hnp.arrays(
 
 
 def codecs(classes: int) -> dict[str, Codec]:
-    names = ("dense-f32", "dense-f16", "dense-u8", "topk")
-    return {name: make_codec(name, 3, classes, TEMPERATURES) for name in names}
+    names: tuple[CodecName, ...] = ("dense-f32", "dense-f16", "dense-u8", "topk")
+    return {name: make_codec(name, classes, TEMPERATURES, k=3) for name in names}
 
 
 @given(wild)
@@ -57,9 +52,9 @@ def test_soft_targets_sum_to_one_and_keep_the_arg_max(logits: Logits) -> None:
 @given(wild)
 def test_float32_is_exact_and_float16_within_its_rounding(logits: Logits) -> None:
     rows = shift_rows(logits)
-    exact = make_codec("dense-f32", None, logits.shape[1], TEMPERATURES)
+    exact = make_codec("dense-f32", logits.shape[1], TEMPERATURES)
     assert np.array_equal(exact.logits(exact.encode(rows), 1), rows.d)
-    half = make_codec("dense-f16", None, logits.shape[1], TEMPERATURES)
+    half = make_codec("dense-f16", logits.shape[1], TEMPERATURES)
     decoded = half.logits(half.encode(rows), 1)
     bound = np.maximum(np.abs(rows.d) * 2.0**-11, 6e-8)
     assert (np.abs(decoded - rows.d) <= bound).all()
@@ -68,7 +63,7 @@ def test_float32_is_exact_and_float16_within_its_rounding(logits: Logits) -> Non
 @given(gentle)
 def test_a_byte_is_within_its_step(logits: Logits) -> None:
     rows = shift_rows(logits)
-    codec = make_codec("dense-u8", None, logits.shape[1], TEMPERATURES)
+    codec = make_codec("dense-u8", logits.shape[1], TEMPERATURES)
     columns = codec.encode(rows)
     spread = columns["range"][:, None].astype(np.float64)
     # Half a step of q either way, and the whole first step where q is held at 1.
@@ -131,16 +126,16 @@ def test_equal_values_are_kept_by_id() -> None:
 
 
 @pytest.mark.parametrize("name", ["dense-f32", "dense-f16", "topk"])
-def test_a_masked_class_has_probability_zero(name: str) -> None:
+def test_a_masked_class_has_probability_zero(name: CodecName) -> None:
     logits = np.array([[3, -np.inf, 1, 0, -np.inf]], np.float32)
-    codec = make_codec(name, 4, 5, TEMPERATURES)
+    codec = make_codec(name, 5, TEMPERATURES, k=4)
     probs = softmax(codec.logits(codec.encode(shift_rows(logits)), 2.0), 2.0)
     assert probs[0, [1, 4]].tolist() == [0, 0]
     assert probs.sum() == pytest.approx(1)
 
 
 def test_a_byte_cannot_hold_a_masked_class() -> None:
-    codec = make_codec("dense-u8", None, 3, TEMPERATURES)
+    codec = make_codec("dense-u8", 3, TEMPERATURES)
     logits = np.array([[0, 1, 2], [0, -np.inf, 1]], np.float32)
     with pytest.raises(ValueError, match="dense-u8 cannot store") as caught:
         codec.encode(shift_rows(logits))

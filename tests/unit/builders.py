@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.codecs import Columns, ShiftedRows, make_codec, shift_rows
+from softlabel.pipeline.codec import Columns, ShiftedRows, shift_rows
+from softlabel.pipeline.codecs import make_codec
 from softlabel.pipeline.labelset_folder import close
 from softlabel.pipeline.plan import plan_shards
 from softlabel.pipeline.publish import publish_bytes
@@ -24,7 +25,7 @@ from softlabel.schemas.labelset import (
     Plan,
     canonical_json,
 )
-from softlabel.schemas.sample import SampleBlock
+from softlabel.schemas.sample import SampleBlock, TeacherOutput
 from softlabel.schemas.teacher import Preprocess
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -45,7 +46,7 @@ class Half(NamedTuple):
 
 
 def encode_half(logits: npt.NDArray[np.float32], temperatures: Sequence[float]) -> Half:
-    codec = make_codec("dense-f16", None, logits.shape[1], temperatures)
+    codec = make_codec("dense-f16", logits.shape[1], temperatures)
     rows = shift_rows(logits)
     columns = codec.encode(rows)
     return Half(rows, columns, columns["logits"], columns["lse"], rows.shift, rows.top1)
@@ -59,6 +60,10 @@ def samples(rows: int, first: int = 0) -> SampleBlock:
     keys = pa.array([f"n{number}" for number in numbers], pa.string())
     labels = pa.array((numbers % len(CLASSES)).astype(np.int32))
     return SampleBlock(keys, pixels.reshape(rows, *SHAPE), labels)
+
+
+def teach(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+    return TeacherOutput(teacher(pixels))
 
 
 def teacher(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -132,6 +137,6 @@ def write_labels(
     plan = make_plan(source, batch_size, shard_rows)
     folder.mkdir(parents=True)
     publish_bytes(folder / PLAN_FILE, canonical_json(plan))
-    label_shards(plan, plan.shards, source, teacher, folder, lambda *counts: None)
+    label_shards(plan, batch_size, plan.shards, source, teach, folder, lambda rows: None)
     close(folder, plan)
     return folder

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from softlabel.pipeline.codecs import id_dtype, kl_sums, softmax
+from softlabel.pipeline.numerics import id_dtype, kl_sums, softmax
 from tests.unit.builders import encode_half
 
 

@@ -13,9 +13,11 @@ from PIL import Image
 
 from softlabel.pipeline import gallery
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codecs import make_codec, shift_rows, softmax
+from softlabel.pipeline.codec import shift_rows
+from softlabel.pipeline.codecs import make_codec
 from softlabel.pipeline.gallery import Candidate, Pair, choose_pairs, png_data_uri, total_variation
 from softlabel.pipeline.gallery_view import card, live_data, share, shown_classes
+from softlabel.pipeline.numerics import softmax
 
 
 class Rows:
@@ -23,7 +25,7 @@ class Rows:
 
     def __init__(self, logits: npt.ArrayLike, labels: Sequence[int | None]) -> None:
         values = np.asarray(logits, np.float32)
-        codec, rows = make_codec("dense-f16", None, values.shape[1], (1.0,)), shift_rows(values)
+        codec, rows = make_codec("dense-f16", values.shape[1], (1.0,)), shift_rows(values)
         keys = pa.array([f"key-{index}" for index in range(len(values))])
         hard = pa.array(labels, pa.int32())
         self.num_classes = values.shape[1]

@@ -9,8 +9,8 @@ import pytest
 import softlabel
 from softlabel.pipeline import parquet_shards
 from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.codecs import softmax
 from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.numerics import softmax
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment, canonical_json

@@ -1,6 +1,8 @@
+import contextlib
 import gc
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 
 from softlabel.pipeline import parquet_shards
 from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.codecs import Columns, ShiftedRows
-from softlabel.pipeline.parquet_shards import ShardReader, writing_shard
+from softlabel.pipeline.packing import make_packing
+from softlabel.pipeline.shards import ShardReader, ShardWriter, open_shard, writing_shard
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import SHARD_METADATA_KEY, Identity
+from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Preprocess
 from tests.unit.builders import TEMPERATURES, Half, encode_half, samples, teacher
 
@@ -37,24 +40,34 @@ def encoded(rows: int, first: int = 0) -> Half:
     return encode_half(teacher(samples(rows, first).inputs), TEMPERATURES)
 
 
-def packed(rows: int, first: int = 0) -> tuple[ShiftedRows, Columns]:
-    half = encoded(rows, first)
-    return half.rows, half.columns
+def writing(
+    path: Path, identity: Identity = IDENTITY
+) -> contextlib.AbstractContextManager[ShardWriter]:
+    return writing_shard(path.parent, path.stem, make_packing(identity))
+
+
+def opened(path: Path) -> ShardReader:
+    return open_shard(path.parent, path.stem, make_packing(IDENTITY))
+
+
+def labelled(block: SampleBlock, half: Half) -> LabelBlock:
+    codec = make_packing(IDENTITY).codec
+    return LabelBlock(block.keys, block.labels, half.top1, half.shift, half.columns, codec)
 
 
 def write(path: Path, pieces: tuple[int, ...], identity: Identity = IDENTITY) -> tuple[int, str]:
-    with writing_shard(path, identity) as writer:
+    with writing(path, identity) as writer:
         first = 0
         for rows in pieces:
             block = samples(rows, first)
-            writer.append(block.keys, block.labels, *packed(rows, first))
+            writer.append(labelled(block, encoded(rows, first)))
             first += rows
         assert writer.rows == first
         return writer.finish()
 
 
 def read(path: Path, first: int = 0, rows: int | None = None) -> LabelBlock:
-    reader = ShardReader(path, IDENTITY)
+    reader = opened(path)
     return concat_blocks(list(reader.read(first, reader.rows if rows is None else rows)))
 
 
@@ -110,11 +123,11 @@ def test_pages_are_not_cut_by_batches_either(tmp_path: Path) -> None:
     block = samples(1500)
     digests = set()
     for size in (1500, 700, 64):
-        with writing_shard(tmp_path / "part.parquet", identity) as writer:
+        with writing(tmp_path / "part.parquet", identity) as writer:
             for first in range(0, 1500, size):
                 piece = block.slice(first, min(size, 1500 - first))
                 rows = encode_half(logits[first : first + size], TEMPERATURES)
-                writer.append(piece.keys, piece.labels, rows.rows, rows.columns)
+                writer.append(labelled(piece, rows))
             digests.add(writer.finish())
     assert len(digests) == 1
 
@@ -136,21 +149,23 @@ def test_any_row_range_is_read(tmp_path: Path, first: int) -> None:
 @pytest.mark.usefixtures("small_groups")
 def test_blocks_do_not_cross_row_groups(tmp_path: Path) -> None:
     write(tmp_path / "part.parquet", (10,))
-    reader = ShardReader(tmp_path / "part.parquet", IDENTITY)
+    reader = opened(tmp_path / "part.parquet")
     assert [len(block) for block in reader.read(1, 8)] == [2, 3, 3]
     assert reader.rows == 10
 
 
 def test_labels_may_be_unknown(tmp_path: Path) -> None:
-    with writing_shard(tmp_path / "part.parquet", IDENTITY) as writer:
-        writer.append(samples(3).keys, pa.array([2, None, 0], pa.int32()), *packed(3))
+    with writing(tmp_path / "part.parquet") as writer:
+        writer.append(
+            replace(labelled(samples(3), encoded(3)), labels=pa.array([2, None, 0], pa.int32()))
+        )
         writer.finish()
     assert read(tmp_path / "part.parquet").labels.to_pylist() == [2, None, 0]
 
 
 def test_keys_of_all_rows(tmp_path: Path) -> None:
     write(tmp_path / "part.parquet", (4, 2))
-    keys = ShardReader(tmp_path / "part.parquet", IDENTITY).keys()
+    keys = opened(tmp_path / "part.parquet").keys()
     assert keys.to_pylist() == samples(6).keys.to_pylist()
 
 
@@ -191,26 +206,26 @@ def test_another_sets_shard_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "part.parquet", (3,), other)
     wanted = r"part\.parquet: it belongs to another label set; run 'softlabel verify --repair"
     with pytest.raises(DataError, match=wanted):
-        ShardReader(tmp_path / "part.parquet", IDENTITY)
+        opened(tmp_path / "part.parquet")
 
 
 def test_a_parquet_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "part.parquet")
     with pytest.raises(DataError, match=r"part\.parquet: it is no label shard"):
-        ShardReader(tmp_path / "part.parquet", IDENTITY)
+        opened(tmp_path / "part.parquet")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1PAR1", b"hello world, this is text"])
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "part.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"part\.parquet: .*then 'softlabel infer' again") as caught:
-        ShardReader(tmp_path / "part.parquet", IDENTITY)
+        opened(tmp_path / "part.parquet")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"part\.parquet"):
-        ShardReader(tmp_path / "part.parquet", IDENTITY)
+        opened(tmp_path / "part.parquet")
 
 
 def footer_of(data: bytes) -> int:
@@ -242,7 +257,7 @@ def test_a_flipped_bit_in_the_keys_is_noticed_when_keys_alone_are_read(tmp_path:
     data = path.read_bytes()
     path.write_bytes(flipped(data, data.index(b"n7")))
     with pytest.raises(DataError, match=r"part\.parquet"):
-        ShardReader(path, IDENTITY).keys()
+        opened(path).keys()
 
 
 def test_a_flipped_bit_in_the_footer_is_no_traceback(tmp_path: Path) -> None:
@@ -268,8 +283,8 @@ def test_a_failure_leaves_no_shard_and_says_nothing_more(
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(repr(info.exc_value)))
 
     def fail() -> None:
-        with writing_shard(tmp_path / "part.parquet", IDENTITY) as writer:
-            writer.append(samples(3).keys, samples(3).labels, *packed(3))
+        with writing(tmp_path / "part.parquet") as writer:
+            writer.append(labelled(samples(3), encoded(3)))
             raise DataError("logits hold NaN")
 
     with pytest.raises(DataError, match="logits hold NaN"):

@@ -43,6 +43,7 @@ def test_empty_source_shards_take_part_in_nothing() -> None:
 def test_batches_run_across_segments_and_not_past_the_shard() -> None:
     shard = ShardPlan(
         name="part-00000",
+        rows=7,
         segments=(Segment(source="a", first=7, rows=3), Segment(source="b", first=0, rows=4)),
     )
     cut = [[(s.source, s.first, s.rows) for s in batch] for batch in batches(shard, 4)]
