@@ -122,9 +122,9 @@ def _field(column: Column, packing: Packing) -> pa.Field:
     kind = pa.from_numpy_dtype(column.dtype)
     if packing.layout == "lists":
         if column.width is not None:
-            kind = pa.list_(pa.field("item", kind, nullable=False), column.width)
+            kind = pa.list_(pa.field("element", kind, nullable=False), column.width)
         if positions:
-            kind = pa.large_list(pa.field("item", kind, nullable=False))
+            kind = pa.large_list(pa.field("element", kind, nullable=False))
     elif positions or column.width is not None:
         size = column.dtype.itemsize * (column.width or 1)
         kind = pa.large_binary() if positions else pa.binary(size)
