@@ -11,8 +11,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from softlabel.pipeline.distillation import distillation_terms, soft_term
 from softlabel.pipeline.join import TrainingBatch
-from softlabel.pipeline.losses import LossTerms, hard_loss, kd_loss
+from softlabel.pipeline.losses import LossTerms
 from softlabel.pipeline.metrics import ClassifierMetrics
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.sources.parquet import ParquetSource
@@ -48,10 +49,12 @@ def train(
         wrapped.train()
         means = _EpochMeans()
         rate = float(schedule.get_last_lr()[0])
+        term = soft_term(params, epoch)
         for batch in prefetch(batches(epoch), BATCHES_AHEAD, "batches"):
             labels = fabric.to_device(torch.from_numpy(batch.labels))
             student = wrapped(fabric.to_device(torch.from_numpy(batch.pixels)))
-            terms = _loss(params, fabric, student.float(), labels, batch)
+            teacher = _teacher(fabric, batch)
+            terms = distillation_terms(params, term, student.float(), teacher, labels)
             optimizer.zero_grad()
             fabric.backward(terms.total)
             optimizer.step()
@@ -98,16 +101,10 @@ def predict(
             yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
 
 
-def _loss(
-    params: TrainParams, fabric: Fabric, student: Tensor, labels: Tensor, batch: TrainingBatch
-) -> LossTerms:
+def _teacher(fabric: Fabric, batch: TrainingBatch) -> Tensor | None:
     if batch.teacher is None:
-        hard = hard_loss(student, labels, params.label_smoothing)
-        return LossTerms(hard, hard)
-    teacher = fabric.to_device(torch.from_numpy(batch.teacher)).float()
-    return kd_loss(
-        student, teacher, labels, params.soft_weight, params.temperature, params.label_smoothing
-    )
+        return None
+    return fabric.to_device(torch.from_numpy(batch.teacher)).float()
 
 
 def _optimizer(params: TrainParams, model: nn.Module) -> torch.optim.Optimizer:

@@ -50,7 +50,8 @@ def how_trained(card: StudentCard) -> str:
     if card.loss == "hard":
         return smoothed if card.label_smoothing else "hard labels alone"
     smooth = f", {smoothed}" if card.label_smoothing else ""
-    details = [f"T = {card.temperature:g}"] if card.temperature is not None else []
+    details = [] if card.loss == "kd" else [card.loss]
+    details += [f"T = {card.temperature:g}"] if card.temperature is not None else []
     details += [f"weight {card.soft_weight:g}"] if card.soft_weight is not None else []
     return f"soft labels ({', '.join(details)}{smooth})"
 

@@ -59,15 +59,36 @@ class TrainParams(Record):
     validation: Path | None = Field(
         None, description="source whose accuracy and NLL are taken after every epoch"
     )
-    loss: Literal["hard", "kd"] = Field(
-        "hard", description="'hard' labels alone, or 'kd': mixed with stored soft labels"
+    loss: Literal["hard", "kd", "dkd", "dist", "mse", "reverse-kl", "js"] = Field(
+        "hard",
+        description="'hard' labels alone, or mixed with stored soft labels: 'kd' cross-entropy, "
+        "'dkd' decoupled, 'dist' correlations, 'mse' of centred logits, 'reverse-kl', "
+        "'js' Jensen-Shannon",
     )
-    labels: Path | None = Field(None, description="label set folder, for loss 'kd'")
+    labels: Path | None = Field(None, description="label set folder, for every loss but 'hard'")
     soft_weight: float = Field(
         0.9, ge=0, le=1, description="weight a of the soft term: (1-a) H(y',s) + a T^2 H(t_T,s_T)"
     )
     temperature: Positive = Field(
         4.0, description="T, divides teacher's and student's logits in the soft term"
+    )
+    soft_weight_end: float | None = Field(
+        None, ge=0, le=1, description="soft weight of the last epoch; default: it stays"
+    )
+    temperature_end: Positive | None = Field(
+        None, description="temperature of the last epoch; default: it stays"
+    )
+    soft_schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="how soft weight and temperature go from first to last epoch"
+    )
+    standardise: bool = Field(
+        False, description="compare logits by their z-scores in the soft term; T divides those"
+    )
+    target_weight: float = Field(
+        1.0, ge=0, description="weight of the target's part in the loss 'dkd'"
+    )
+    other_weight: float = Field(
+        8.0, ge=0, description="weight of the other classes' part in the loss 'dkd'"
     )
     label_smoothing: float = Field(
         0.0,
@@ -118,9 +139,9 @@ class TrainParams(Record):
     )
 
     @model_validator(mode="after")
-    def _kd_needs_labels(self) -> TrainParams:
-        if self.loss == "kd" and self.labels is None:
-            raise ValueError("loss is 'kd' and labels is not set; give --labels FOLDER")
+    def _soft_losses_need_labels(self) -> TrainParams:
+        if self.loss != "hard" and self.labels is None:
+            raise ValueError(f"loss is {self.loss!r} and labels is not set; give --labels FOLDER")
         return self
 
 

@@ -39,7 +39,7 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     begin = time.perf_counter()
     source = ParquetSource(params.source)
     validation = ParquetSource(params.validation) if params.validation else None
-    labels = open_labelset(params.labels) if params.loss == "kd" and params.labels else None
+    labels = _soft_labels(params)
     samples = JoinedSamples(source, labels, params.temperature)
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
@@ -84,6 +84,23 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     return report
 
 
+def _soft_labels(params: TrainParams) -> LabelSet | None:
+    if params.loss == "hard" or params.labels is None:
+        return None
+    labels = open_labelset(params.labels)
+    needs_all = params.loss in ("dkd", "dist", "mse") or params.standardise
+    if labels.manifest.identity.codec == "topk" and (needs_all or params.temperature_end):
+        wanted = "standardise" if params.standardise else f"loss {params.loss!r}"
+        if params.loss == "kd" and params.temperature_end:
+            wanted = "temperature_end"
+        raise ParameterError(
+            f"train: {wanted} needs the logits of all classes at any temperature, and "
+            f"{params.labels} keeps {labels.manifest.identity.k} of them; use loss 'kd' at one "
+            "temperature, or label again with --codec dense-f16"
+        )
+    return labels
+
+
 def _picture_model(params: TrainParams, source: ParquetSource) -> PictureModel:
     channels = source.shape[2]
     mean = params.mean or (0.5,) * channels
@@ -116,7 +133,7 @@ def _publish(
 ) -> None:
     weights = weights_bytes(model.model)
     height, width, channels = source.shape
-    kd = params.loss == "kd"
+    soft = params.loss != "hard"
     card = StudentCard(
         run=report.run,
         seed=params.seed,
@@ -132,8 +149,8 @@ def _publish(
         std=tuple(params.std) or (0.5,) * channels,
         parameters=report.parameters,
         loss=params.loss,
-        temperature=params.temperature if kd else None,
-        soft_weight=params.soft_weight if kd else None,
+        temperature=params.temperature if soft and params.loss != "mse" else None,
+        soft_weight=params.soft_weight if soft else None,
         label_smoothing=params.label_smoothing,
         labels_identity_sha256=labels.identity if labels else None,
     )

@@ -131,10 +131,18 @@ def make_identity(source: ParquetSource) -> Identity:
 
 
 def write_labels(
-    folder: Path, source: ParquetSource, batch_size: int = 4, shard_rows: int = 65536
+    folder: Path,
+    source: ParquetSource,
+    batch_size: int = 4,
+    shard_rows: int = 65536,
+    **identity: object,
 ) -> Path:
-    """A complete label set of `source` by `teacher`, made as `infer` makes it."""
+    """A complete label set of `source` by `teacher`, made as `infer` makes it.
+
+    identity: fields of the identity that shall be others than those of `make_identity`.
+    """
     plan = make_plan(source, batch_size, shard_rows)
+    plan = plan.model_copy(update={"identity": plan.identity.model_copy(update=identity)})
     folder.mkdir(parents=True)
     publish_bytes(folder / PLAN_FILE, canonical_json(plan))
     label_shards(plan, batch_size, plan.shards, source, teach, folder, lambda rows: None)

@@ -121,7 +121,11 @@ def test_an_unknown_run_names_the_nearest(write: Write) -> None:
         ("soft_weight: 1.5", r"soft_weight: input should be less than or equal to 1, got 1\.5"),
         ("label_smoothing: 1", r"label_smoothing: input should be less than 1, got 1"),
         ("temperature: -4", r"temperature: input should be greater than 0, got -4"),
-        ("loss: soft", r"loss: input should be 'hard' or 'kd', got 'soft'"),
+        (
+            "loss: soft",
+            r"loss: input should be 'hard', 'kd', 'dkd', 'dist', 'mse', 'reverse-kl' or 'js', "
+            r"got 'soft'",
+        ),
         ("std: [0.5, 0]", r"std\.1: input should be greater than 0, got 0"),
         ("model_args: 3", r"model_args: input should be a valid dictionary, got 3"),
         ("runs: [kd]", r"runs: input should be a valid dictionary, got \['kd'\]"),
