@@ -124,16 +124,37 @@ class Bin(Record):
     accuracy: float | None
 
 
-class StudentMetrics(Record):
-    """One model on one source. nll in nats; ece over equal-width bins (Guo et al. 2017, eq. 3)."""
+class ClassifierFigures(Record):
+    """How right and how well calibrated a classifier is.
+
+    nll, entropy: means in nats; brier: mean over rows of the squared distance to the one-hot label
+    (Brier 1950). ece, mce: expected and largest gap of accuracy and confidence over equal-width
+    bins (Guo et al. 2017, eq. 3 and 5); classwise_ece: the mean over classes of the gap of each
+    class's probability and frequency (Kull et al. 2019, section 2); adaptive_ece: over bins of
+    equal mass (Nixon et al. 2019). aurc: area under the risk-coverage curve (Geifman & El-Yaniv
+    2017); excess_aurc: less that of the best order (Geifman et al. 2019).
+    """
+
+    accuracy: float
+    top5_accuracy: float
+    nll: float
+    brier: float
+    ece: float
+    mce: float
+    classwise_ece: float
+    adaptive_ece: float
+    aurc: float
+    excess_aurc: float
+    entropy: float
+
+
+class StudentMetrics(ClassifierFigures):
+    """One model on one source."""
 
     name: str
     run: str
     seed: int
     rows: int
-    accuracy: float
-    nll: float
-    ece: float
     parameters: int
     bins: tuple[Bin, ...]
 
@@ -178,35 +199,101 @@ class VerifyReport(Record):
         return 1 if self.problems else 0
 
 
-class RowView(Record):
-    """One label row as people read it: the likeliest classes and their soft targets at each T."""
+class PositionView(Record):
+    """One distribution as people read it: the likeliest classes, their soft targets at each T."""
 
-    key: str
     label: str | None
     likeliest: tuple[str, ...]
     targets: dict[str, tuple[float, ...]]
 
 
+class RowView(Record):
+    """One label row as people read it.
+
+    view: where samples have several, else null. length: of a sequence, else null. positions: the
+    row's distribution; of a sequence the first ones.
+    """
+
+    key: str
+    view: int | None
+    length: int | None
+    positions: tuple[PositionView, ...]
+
+
 class InspectReport(Record):
     """What a label set holds. entropy: mean entropy of the soft targets in nats, by temperature.
 
-    label_accuracy: share of rows whose top-1 equals a known hard label, null without any.
+    making: the command that made it. derived: from which sets it came, null where a teacher made
+    it. positions: those of all rows where rows are sequences, else null. features: width of the
+    stored inner output, null without one. reference: what kl_mean is the KL to. labelled: rows
+    (positions) with a hard label. label_accuracy: share of these whose top-1 equals it, null
+    without any.
     """
 
     labels: Path
     identity_sha256: str
     teacher_sha256: tuple[str, ...]
+    making: Making
+    derived: Derivation | None
     codec: str
+    layout: Layout
+    aligned: bool
     rows: int
+    views: int
+    positions: int | None
+    features: int | None
     shards: int
     bytes: int
     bytes_per_row: float
     classes: tuple[str, ...]
     temperatures: tuple[float, ...]
+    reference: str
     kl_mean: dict[str, float]
     entropy: dict[str, float]
+    labelled: int
     label_accuracy: float | None
     row_views: tuple[RowView, ...]
+
+
+class ConvertReport(Record):
+    """What 'convert' wrote. Seconds are wall time; bytes are those of the shards.
+
+    kl_mean: mean KL to `reference` by temperature, null where nothing was packed again.
+    """
+
+    output: Path
+    identity_sha256: str
+    codec: str
+    layout: str
+    rows: int
+    rows_written: int
+    shards: int
+    shards_kept: int
+    bytes_before: int
+    bytes: int
+    seconds: float
+    reference: str
+    kl_mean: dict[str, float] | None
+
+
+class MergeReport(Record):
+    """What 'merge' wrote; the weights are those after normalising. Seconds are wall time.
+
+    kl_mean: mean KL of what is stored to the exact mean, by temperature.
+    """
+
+    output: Path
+    identity_sha256: str
+    codec: str
+    rows: int
+    rows_written: int
+    shards: int
+    shards_kept: int
+    members: int
+    weights: tuple[float, ...]
+    bytes: int
+    seconds: float
+    kl_mean: dict[str, float]
 
 
 class Spread(Record):

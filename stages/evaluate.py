@@ -21,9 +21,15 @@ from softlabel.pipeline.training import make_fabric, predict
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import canonical_json
 from softlabel.schemas.params import EvaluateParams
-from softlabel.schemas.reports import EvaluateReport, RunMetrics, Spread, StudentMetrics
+from softlabel.schemas.reports import (
+    ClassifierFigures,
+    EvaluateReport,
+    RunMetrics,
+    Spread,
+    StudentMetrics,
+)
 
-METRICS = ("accuracy", "nll", "ece")
+METRICS = tuple(ClassifierFigures.model_fields)
 
 
 def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateReport:
@@ -79,11 +85,9 @@ def _measure(
         run=card.run,
         seed=card.seed,
         rows=metrics.rows,
-        accuracy=metrics.accuracy,
-        nll=metrics.nll,
-        ece=metrics.ece,
         parameters=card.parameters,
         bins=metrics.bins(),
+        **metrics.figures().model_dump(),
     )
 
 

@@ -33,6 +33,7 @@ from softlabel.schemas.model import Record
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import (
     Bin,
+    ClassifierFigures,
     EpochRecord,
     EvaluateReport,
     RunMetrics,
@@ -237,11 +238,14 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
             run=recipe.run,
             seed=seed,
             rows=500,
-            accuracy=accuracy,
-            nll=4 * (1 - accuracy) + 0.004 * seed,
-            ece=recipe.overconfidence + 0.001 * seed,
             parameters=4210,
             bins=_bins(accuracy, recipe.overconfidence, seed),
+            **dict.fromkeys(ClassifierFigures.model_fields, 0.1)
+            | {
+                "accuracy": accuracy,
+                "nll": 4 * (1 - accuracy) + 0.004 * seed,
+                "ece": recipe.overconfidence + 0.001 * seed,
+            },
         )
         for number, recipe in enumerate(recipes)
         for seed, accuracy in enumerate(recipe.accuracies)
@@ -251,7 +255,7 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
         members = [student for student in students if student.run == recipe.run]
         spreads = {
             name: _spread([getattr(student, name) for student in members])
-            for name in ("accuracy", "nll", "ece")
+            for name in ClassifierFigures.model_fields
         }
         seeds = tuple(range(len(members)))
         runs.append(RunMetrics(run=recipe.run, seeds=seeds, **spreads))

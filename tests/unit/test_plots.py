@@ -9,6 +9,7 @@ import vl_convert
 
 from softlabel.pipeline import plots
 from softlabel.schemas.reports import (
+    ClassifierFigures,
     EpochRecord,
     EvaluateReport,
     RunMetrics,
@@ -60,16 +61,15 @@ def evaluation(*runs: str) -> EvaluateReport:
                 run=run,
                 seed=0,
                 rows=10,
-                accuracy=0.9,
-                nll=0.3,
-                ece=0.1,
                 parameters=5,
                 bins=(),
+                **dict.fromkeys(ClassifierFigures.model_fields, 0.1),
             )
             for index, run in enumerate(runs)
         ),
         runs=tuple(
-            RunMetrics(run=run, seeds=(0,), accuracy=spread, nll=spread, ece=spread) for run in runs
+            RunMetrics(run=run, seeds=(0,), **dict.fromkeys(ClassifierFigures.model_fields, spread))
+            for run in runs
         ),
     )
 

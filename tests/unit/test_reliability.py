@@ -5,7 +5,7 @@ import vl_convert
 
 from softlabel.pipeline import reliability
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.reports import Bin, StudentMetrics
+from softlabel.schemas.reports import Bin, ClassifierFigures, StudentMetrics
 
 
 def student(*bins: tuple[int, float | None, float | None]) -> StudentMetrics:
@@ -15,10 +15,8 @@ def student(*bins: tuple[int, float | None, float | None]) -> StudentMetrics:
         run="kd",
         seed=0,
         rows=sum(rows for rows, _, _ in bins),
-        accuracy=0.9,
-        nll=0.3,
-        ece=0.1,
         parameters=5,
+        **dict.fromkeys(ClassifierFigures.model_fields, 0.1),
         bins=tuple(
             Bin(low=i * width, high=(i + 1) * width, rows=n, confidence=c, accuracy=a)
             for i, (n, c, a) in enumerate(bins)

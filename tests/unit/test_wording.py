@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from softlabel.pipeline import wording
-from softlabel.schemas.reports import EvaluateReport, RunMetrics, Spread, StudentCard
+from softlabel.schemas.reports import (
+    ClassifierFigures,
+    EvaluateReport,
+    RunMetrics,
+    Spread,
+    StudentCard,
+)
 
 
 def spread(mean: float, error: float | None = None) -> Spread:
@@ -44,7 +50,11 @@ def evaluation(source: str = "data/test", **accuracies: Spread) -> EvaluateRepor
         classes=("a", "b"),
         students=(),
         runs=tuple(
-            RunMetrics(run=run, seeds=(0, 1), accuracy=value, nll=spread(0.1), ece=spread(0.1))
+            RunMetrics(
+                run=run,
+                seeds=(0, 1),
+                **dict.fromkeys(ClassifierFigures.model_fields, spread(0.1)) | {"accuracy": value},
+            )
             for run, value in accuracies.items()
         ),
     )
