@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from softlabel.pipeline.codec import Codec
 from softlabel.pipeline.codecs import make_codec
 from softlabel.pipeline.factored import Head, read_head
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import HEAD_FILE, Identity, Layout, Manifest, Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Packing:
     """How rows of one label set are stored; `made_by` is the verb that would make it again."""
 
@@ -20,6 +22,11 @@ class Packing:
     layout: Layout
     codec: Codec
     made_by: str = "infer"
+
+    @cached_property
+    def identity_sha256(self) -> str:
+        """The identity's digest, made once: it takes long where the source has many shards."""
+        return self.identity.digest()
 
 
 def make_packing(
@@ -45,12 +52,17 @@ def make_packing(
 def folder_packing(folder: Path, described: Plan | Manifest) -> Packing:
     """The packing of the set in `folder`, by its plan or manifest; reads the head if it has one.
 
-    Raises DataError where the head is missing or damaged.
+    Raises DataError where the head or the class prior is missing or damaged.
     """
     identity = described.identity
+    if identity.tail == "prior" and len(described.prior or ()) != len(identity.classes):
+        raise DataError(
+            f"{folder}: its class prior is missing or damaged; remove the folder and run "
+            f"'{described.making.command}' again"
+        )
     head = None
     if identity.codec == "factored":
-        head = read_head(folder / HEAD_FILE, identity.head_sha256)
+        head = read_head(folder / HEAD_FILE, identity.head_sha256, described.making.verb)
     return make_packing(
         identity,
         described.layout,

@@ -18,21 +18,23 @@ from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.codec import Column
 from softlabel.pipeline.numerics import id_dtype
 from softlabel.pipeline.packing import Packing
-from softlabel.schemas.labelset import FORMAT_VERSION, SHARD_METADATA_KEY
+from softlabel.pipeline.topk import TopK
+from softlabel.schemas.labelset import FORMAT_VERSION, SHARD_METADATA_KEY, sha256_of
 
 Values = npt.NDArray[Any]
 UNKNOWN = -1
 
 
 def shard_header(packing: Packing) -> dict[str, Any]:
-    """What a shard says of itself, whatever its container."""
+    """What a shard says of itself, whatever its container; what does not apply is left out."""
     identity = packing.identity
-    return {
+    header = {
         "format_version": FORMAT_VERSION,
-        "identity_sha256": identity.digest(),
+        "identity_sha256": packing.identity_sha256,
         "codec": identity.codec,
         "k": identity.k,
         "tail": identity.tail,
+        "prior_sha256": _prior_sha256(packing),
         "head_sha256": identity.head_sha256,
         "layout": packing.layout,
         "temperatures": list(identity.temperatures),
@@ -41,6 +43,14 @@ def shard_header(packing: Packing) -> dict[str, Any]:
         "positions": identity.positions,
         "features": identity.features,
     }
+    return {name: value for name, value in header.items() if value is not None}
+
+
+def _prior_sha256(packing: Packing) -> str | None:
+    """Of the class prior as little-endian float32: it decides labels and is not in the identity."""
+    if not isinstance(packing.codec, TopK) or packing.codec.prior is None:
+        return None
+    return sha256_of(packing.codec.prior.astype("<f4").tobytes())
 
 
 def shard_schema(packing: Packing) -> pa.Schema:
@@ -83,7 +93,7 @@ def to_batch(block: LabelBlock, packing: Packing, schema: pa.Schema) -> pa.Recor
             arrays.append(block.labels)
         else:
             kind = schema.field(column.name).type
-            arrays.append(_packed(column, _values(block, column), kind, starts))
+            arrays.append(_packed(column, column_values(block, column), kind, starts))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -134,7 +144,8 @@ def _field(column: Column, packing: Packing) -> pa.Field:
     return pa.field(column.name, kind, nullable=column.name == "label" and not positions)
 
 
-def _values(block: LabelBlock, column: Column) -> Values:
+def column_values(block: LabelBlock, column: Column) -> Values:
+    """The block's values of one stored column, a hard label that is unknown as -1."""
     match column.name:
         case "label":
             return cast("Values", block.labels.fill_null(UNKNOWN).to_numpy(zero_copy_only=False))

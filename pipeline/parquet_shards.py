@@ -7,17 +7,17 @@ them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.hashing import HashingFile
 from softlabel.pipeline.packing import Packing, payload_bytes
 from softlabel.pipeline.parquet_columns import shard_schema, to_batch, to_block
 from softlabel.schemas.errors import DataError
@@ -34,7 +34,7 @@ class ParquetWriter:
     def __init__(self, file: BinaryIO, packing: Packing) -> None:
         self._packing = packing
         self._schema = shard_schema(packing)
-        self._file = _HashingFile(file)
+        self._file = HashingFile(file)
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._file, "w"),
             self._schema,
@@ -152,7 +152,7 @@ class ParquetReader:
         text = (self._file.schema_arrow.metadata or {}).get(SHARD_METADATA_KEY)
         if text is None:
             raise self._damaged("it is no label shard")
-        if json.loads(text).get("identity_sha256") != self._packing.identity.digest():
+        if json.loads(text).get("identity_sha256") != self._packing.identity_sha256:
             raise self._damaged("it belongs to another label set")
         if not self._file.schema_arrow.equals(shard_schema(self._packing), check_metadata=True):
             raise self._damaged("its columns are not those of its label set")
@@ -167,38 +167,3 @@ def damaged_shard(path: Path, reason: str, packing: Packing) -> DataError:
         f"{path}: {' '.join(reason.split())}; run 'softlabel verify --repair --labels "
         f"{path.parent}', then 'softlabel {packing.made_by}' again"
     )
-
-
-class _HashingFile:
-    """A binary file that knows the SHA-256 and the number of the bytes written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self.digest.update(view)
-        self._file.write(view)
-        self.size += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        """Leave the file open: whoever opened it syncs and publishes it."""
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False

@@ -13,6 +13,7 @@ from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.packing import Packing
 from softlabel.pipeline.parquet_shards import ParquetReader, ParquetWriter
 from softlabel.pipeline.publish import publishing
+from softlabel.pipeline.tar_shards import TarReader, TarWriter
 from softlabel.schemas.labelset import shard_file
 
 
@@ -50,9 +51,16 @@ def shard_path(folder: Path, name: str, packing: Packing) -> Path:
     return folder / shard_file(name, packing.layout)
 
 
-def open_shard(folder: Path, name: str, packing: Packing) -> ShardReader:
-    """A reader of the shard `name`. Raises DataError where it is no shard of this set."""
-    return ParquetReader(shard_path(folder, name, packing), packing)
+def open_shard(folder: Path, name: str, packing: Packing, sha256: str | None = None) -> ShardReader:
+    """A reader of the shard `name`.
+
+    sha256: of its receipt. A tar has no checksums of its own and is read through before its first
+    row is served; Parquet pages carry theirs. Raises DataError where it is no shard of this set.
+    """
+    path = shard_path(folder, name, packing)
+    if packing.layout in ("packed", "lists"):
+        return ParquetReader(path, packing)
+    return TarReader(path, packing, sha256)
 
 
 @contextlib.contextmanager
@@ -62,7 +70,11 @@ def writing_shard(folder: Path, name: str, packing: Packing) -> Iterator[ShardWr
     The block must call `finish`.
     """
     with publishing(shard_path(folder, name, packing)) as file:
-        writer = ParquetWriter(file, packing)
+        writer: ShardWriter
+        if packing.layout in ("packed", "lists"):
+            writer = ParquetWriter(file, packing)
+        else:
+            writer = TarWriter(file, packing)
         try:
             yield writer
         except BaseException:
