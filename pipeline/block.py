@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from softlabel.pipeline.codec import Codec, Columns
 from softlabel.pipeline.numerics import Floats, softmax
+from softlabel.pipeline.sparse import SparseTargets, sparse_of_logits, sparse_of_stored
+from softlabel.pipeline.tables import block_table
+from softlabel.pipeline.topk import TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,29 @@ class LabelBlock:
 
         The other codecs give the same logits for every T; `topk` spreads its tail for this one.
         """
-        if not 0 < T < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, got {T}")
+        _check_temperature(T)
         return self.codec.logits({**self.payload, "top1": self.top1}, T)
 
     def probs(self, T: float) -> Floats:
         """Soft targets `softmax(z / T)`, float32 `[P, C]`; T > 0."""
         return softmax(self.logits(T), T)
+
+    def sparse(self, T: float = 1.0, k: int | None = None) -> SparseTargets:
+        """The k largest logits of each position and the log-sum of the others at T > 0.
+
+        k: of a `topk` set at most what it stored, which is the default; of the others needed.
+        Raises ValueError where k or T is impossible.
+        """
+        _check_temperature(T)
+        if isinstance(self.codec, TopK):
+            return sparse_of_stored(self.codec, self.payload, T, k)
+        if k is None:
+            raise ValueError("these labels are not stored as topk: say how many classes to keep, k")
+        return sparse_of_logits(self.logits(T), self.top1.dtype, T, k)
+
+    def to_arrow(self) -> pa.Table:
+        """The rows as a table with real list columns, values as stored; see `block_table`."""
+        return block_table(self)
 
     def starts(self) -> npt.NDArray[np.int64]:
         """Where each row's positions begin, and the end of the last, int64 `[N + 1]`."""
@@ -57,47 +76,53 @@ class LabelBlock:
             return np.arange(len(self) + 1, dtype=np.int64)
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
-    def slice(self, first: int, rows: int) -> LabelBlock:
-        """Rows `first` to `first + rows` without copying."""
-        end = first + rows
-        if self.lengths is None:
-            start, stop = first, end
-        else:
-            starts = self.starts()
-            start, stop = int(starts[first]), int(starts[end])
-        return self._parts(
-            slice(first, end),
-            slice(start, stop),
+    def slice(
+        self, first: int, rows: int, starts: npt.NDArray[np.int64] | None = None
+    ) -> LabelBlock:
+        """Rows `first` to `first + rows` without copying.
+
+        starts: what `starts()` says, for who slices one block of sequences many times.
+        """
+        start, stop = first, first + rows
+        if self.lengths is not None:
+            starts = self.starts() if starts is None else starts
+            start, stop = int(starts[start]), int(starts[stop])
+        # Not by `replace` or `_parts`: in a stream this is all that happens to a block.
+        return LabelBlock(
             self.keys.slice(first, rows),
             self.labels.slice(start, stop - start),
+            self.top1[start:stop],
+            self.shift[start:stop],
+            {name: values[start:stop] for name, values in self.payload.items()},
+            self.codec,
+            None if self.views is None else self.views[first : first + rows],
+            None if self.lengths is None else self.lengths[first : first + rows],
+            None if self.features is None else self.features[start:stop],
         )
 
-    def take(self, rows: npt.NDArray[np.integer]) -> LabelBlock:
+    def take(self, numbers: npt.NDArray[np.integer]) -> LabelBlock:
         """The rows of these numbers, in this order."""
-        rows = np.asarray(rows, np.int64)
-        positions = rows
-        if self.lengths is not None:
-            starts = self.starts()
-            pieces = [np.arange(starts[row], starts[row + 1]) for row in rows]
-            positions = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-        return self._parts(
-            rows, positions, self.keys.take(pa.array(rows)), self.labels.take(pa.array(positions))
+        rows: npt.NDArray[np.int64] = np.asarray(numbers, np.int64)
+        positions = rows if self.lengths is None else spread(self.starts(), rows)
+        return LabelBlock(
+            self.keys.take(pa.array(rows)),
+            self.labels.take(pa.array(positions)),
+            self.top1[positions],
+            self.shift[positions],
+            {name: values[positions] for name, values in self.payload.items()},
+            self.codec,
+            None if self.views is None else self.views[rows],
+            None if self.lengths is None else self.lengths[rows],
+            None if self.features is None else self.features[positions],
         )
 
-    def _parts(
-        self, rows: Any, positions: Any, keys: pa.StringArray, labels: pa.Int32Array
-    ) -> LabelBlock:
-        return replace(
-            self,
-            keys=keys,
-            labels=labels,
-            top1=self.top1[positions],
-            shift=self.shift[positions],
-            payload={name: values[positions] for name, values in self.payload.items()},
-            views=None if self.views is None else self.views[rows],
-            lengths=None if self.lengths is None else self.lengths[rows],
-            features=None if self.features is None else self.features[positions],
-        )
+
+def spread(starts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The positions of `rows`, one row after the other; row r begins at `starts[r]`."""
+    lengths = starts[rows + 1] - starts[rows]
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.asarray(np.arange(total) + np.repeat(starts[rows] - (ends - lengths), lengths))
 
 
 def concat_blocks(blocks: Sequence[LabelBlock]) -> LabelBlock:
@@ -122,3 +147,8 @@ def _joined(parts: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None
     if parts[0] is None:
         return None
     return np.concatenate(cast("Sequence[npt.NDArray[Any]]", parts))
+
+
+def _check_temperature(T: float) -> None:
+    if not 0 < T < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {T}")

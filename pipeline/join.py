@@ -3,6 +3,10 @@
 The source is cut into units of at most 8,192 rows. An epoch visits the units in a random order,
 holds as many at a time as fit into `shuffle_rows`, and shuffles those together. Orders come from
 (seed, epoch, window) alone: no list is kept, and hard and soft training see the same batches.
+
+A label set that is aligned with its source is read beside it, any other is asked for each key. Of
+a sample's V views an epoch takes one: number `(epoch + XXH3-64(key)) mod V`, so that every view
+has its turn and the samples do not change theirs all at once.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.keys import key_hashes
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
@@ -66,7 +71,7 @@ class JoinedSamples:
         """Every sample once, in batches of `batch_size`; only the last may be smaller."""
         left: TrainingBatch | None = None
         for number, units in enumerate(_windows(self._units(), seed, epoch, shuffle_rows)):
-            window = _concat([self._unit(unit) for unit in units])
+            window = _concat([self._unit(unit, epoch) for unit in units])
             order = _generator(seed, epoch, 1 + number).permutation(len(window.labels))
             if left is not None:
                 window = _concat([left, window])
@@ -78,6 +83,15 @@ class JoinedSamples:
         if left is not None:
             yield left
 
+    def in_order(self, batch_size: int) -> Iterator[tuple[SampleBlock, LabelBlock]]:
+        """Samples and labels in the source's order; a batch never crosses a source shard's end."""
+        for file in self._source.files:
+            for first in range(0, file.rows, batch_size):
+                rows = min(batch_size, file.rows - first)
+                unit = Segment(source=file.name, first=first, rows=rows)
+                samples = self._source.read([unit])
+                yield samples, self._labels_of(samples, unit, epoch=0)
+
     def _units(self) -> list[Segment]:
         return [
             Segment(source=file.name, first=first, rows=min(UNIT_ROWS, file.rows - first))
@@ -85,7 +99,7 @@ class JoinedSamples:
             for first in range(0, file.rows, UNIT_ROWS)
         ]
 
-    def _unit(self, unit: Segment) -> TrainingBatch:
+    def _unit(self, unit: Segment, epoch: int) -> TrainingBatch:
         samples = self._source.read([unit])
         if samples.labels.null_count:
             row = int(pc.index(samples.labels.is_null(), True).as_py())
@@ -95,23 +109,52 @@ class JoinedSamples:
             )
         teacher = None
         if self._labels is not None:
-            joined = _joined(samples, self._labels.read_source(unit), self._labels)
-            teacher = joined.logits(self._temperature)
+            teacher = self._labels_of(samples, unit, epoch).logits(self._temperature)
         labels = samples.hard_labels().astype(np.int64)
         return TrainingBatch(samples.keys, samples.inputs, labels, teacher)
 
-
-def _joined(samples: SampleBlock, labels: LabelBlock, labelset: LabelSet) -> LabelBlock:
-    """The labels of exactly these samples: a label belongs to a key, not to a position."""
-    same = pc.equal(samples.keys, labels.keys)
-    if pc.all(same).as_py():
+    def _labels_of(self, samples: SampleBlock, unit: Segment, epoch: int) -> LabelBlock:
+        """The labels of exactly these samples: a label belongs to a key, not to a position."""
+        assert self._labels is not None
+        views = chosen_views(samples.keys, epoch, self._labels.views)
+        if not self._labels.manifest.aligned:
+            return self._labels.lookup(samples.keys, views)
+        labels = self._labels.read_source(unit)
+        if self._labels.views > 1:
+            labels = labels.take(np.arange(len(samples)) * self._labels.views + views)
+        _check_joined(samples, labels, views, self._labels)
         return labels
-    row = int(pc.index(same, False).as_py())
-    raise DataError(
-        f"{labelset.folder}: sample {samples.keys[row].as_py()!r} meets the label of "
-        f"{labels.keys[row].as_py()!r}; the source changed since it was labelled, run "
-        "'softlabel infer' again"
-    )
+
+
+def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np.int64]:
+    """The view that an epoch takes of each key: `(epoch + XXH3-64(key)) mod views`, `[N]`."""
+    if views == 1:
+        return np.zeros(len(keys), np.int64)
+    first = (key_hashes(keys) % np.uint64(views)).astype(np.int64)
+    return (first + epoch % views) % views
+
+
+def _check_joined(
+    samples: SampleBlock,
+    labels: LabelBlock,
+    views: npt.NDArray[np.int64],
+    labelset: LabelSet,
+) -> None:
+    """Raise DataError where a sample meets the label of another key or view."""
+    same = pc.equal(samples.keys, labels.keys)
+    if not pc.all(same).as_py():
+        row = int(pc.index(same, False).as_py())
+        raise DataError(
+            f"{labelset.folder}: sample {samples.keys[row].as_py()!r} meets the label of "
+            f"{labels.keys[row].as_py()!r}; the source changed since it was labelled, run "
+            "'softlabel infer' again"
+        )
+    if labels.views is not None and not np.array_equal(labels.views, views):
+        row = int(np.flatnonzero(labels.views != views)[0])
+        raise DataError(
+            f"{labelset.folder}: the views of sample {samples.keys[row].as_py()!r} do not stand "
+            "in their order; run 'softlabel verify' on the folder"
+        )
 
 
 def _check_belongs(source: ParquetSource, labels: LabelSet) -> None:

@@ -45,7 +45,7 @@ class _Feeder(Generic[T]):
                 self.queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
-            return True
+            return not self.stopped.is_set()
         return False
 
 
@@ -68,4 +68,7 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
             yield item
     finally:
         feeder.stopped.set()
+        # Room for the item that the thread may be waiting to hand over: it sees the stop at once.
+        with contextlib.suppress(queue.Empty):
+            feeder.queue.get_nowait()
         thread.join()

@@ -4,20 +4,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from softlabel.pipeline import join
+from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.join import JoinedSamples, TrainingBatch
-from softlabel.pipeline.labelset import open_labelset
+from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.packing import folder_packing, make_packing
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
+from tests.unit.blocks import write_set
 from tests.unit.builders import (
     CLASSES,
+    TEMPERATURES,
+    encode_half,
+    make_identity,
     numbers_of_keys,
     numbers_of_logits,
     numbers_of_pixels,
     samples,
+    teacher,
     write_labels,
     write_source,
 )
@@ -179,3 +187,105 @@ def test_a_sample_without_a_hard_label_is_named(tmp_path: Path) -> None:
     write_source_shard(tmp_path / "bare/part-00000.parquet", unlabelled, CLASSES)
     with pytest.raises(DataError, match="bare: key 'n1' has no hard label; training needs one"):
         order(JoinedSamples(ParquetSource(tmp_path / "bare"), None))
+
+
+VIEWS = 3
+
+
+def shuffled(folder: Path, target: Path) -> LabelSet:
+    """The rows of the set in `folder` in another order and other shards: aligned with nothing."""
+    labels = open_labelset(folder)
+    packing = folder_packing(folder, labels.manifest)
+    (whole,) = labels.batches(len(labels))
+    mixed = whole.take(np.random.default_rng(1).permutation(len(whole)))
+    shards = [mixed.slice(0, 5), mixed.slice(5, 20), mixed.slice(25, len(mixed) - 25)]
+    return open_labelset(write_set(target, packing, shards))
+
+
+def of_views(source: ParquetSource, target: Path, order: Sequence[int]) -> LabelSet:
+    """Three views of each sample, in this order of samples; logits say `sample + 100 * view`."""
+    identity = make_identity(source).model_copy(update={"views": VIEWS})
+    packing = make_packing(identity)
+    numbers = [number + 100 * view for number in order for view in range(VIEWS)]
+    pixels = np.concatenate([samples(1, number).inputs for number in numbers])
+    half = encode_half(teacher(pixels), TEMPERATURES)
+    block = LabelBlock(
+        keys=pa.array([f"n{number % 100}" for number in numbers]),
+        labels=pa.array([number % 100 % 4 for number in numbers], pa.int32()),
+        top1=half.top1,
+        shift=half.shift,
+        payload=half.columns,
+        codec=packing.codec,
+        views=np.tile(np.arange(VIEWS, dtype=np.uint16), len(order)),
+    )
+    return open_labelset(write_set(target, packing, [block]))
+
+
+def aligned(labels: LabelSet, source: ParquetSource) -> LabelSet:
+    """The set whose only shard holds all samples of the source, in order, saying so."""
+    segments = tuple(Segment(source=file.name, first=0, rows=file.rows) for file in source.files)
+    (shard,) = labels.manifest.shards
+    update = {"aligned": True, "shards": (shard.model_copy(update={"segments": segments}),)}
+    return LabelSet(labels.folder, labels.manifest.model_copy(update=update))
+
+
+def expect_same(one: JoinedSamples, other: JoinedSamples, epoch: int) -> list[int]:
+    """Both give the same batches; what the logits of all rows say."""
+    said: list[int] = []
+    batches = zip(one.epoch(5, epoch, 4, 16), other.epoch(5, epoch, 4, 16), strict=True)
+    for first, second in batches:
+        assert first.keys.equals(second.keys)
+        assert np.array_equal(first.pixels, second.pixels)
+        assert np.array_equal(first.labels, second.labels)
+        assert first.teacher is not None
+        assert second.teacher is not None
+        assert np.array_equal(first.teacher, second.teacher)
+        numbers = numbers_of_logits(first.teacher)
+        assert [number % 100 for number in numbers] == numbers_of_keys(first.keys)
+        said += numbers
+    return said
+
+
+def test_labels_in_another_order_join_the_same(
+    tmp_path: Path, source: ParquetSource, folder: Path
+) -> None:
+    mixed = shuffled(folder, tmp_path / "mixed")
+    assert not mixed.manifest.aligned
+    said = expect_same(joined(source, folder), JoinedSamples(source, mixed), epoch=2)
+    assert sorted(said) == list(range(sum(SHARDS)))
+
+
+def test_a_key_without_a_label_is_named(tmp_path: Path, source: ParquetSource) -> None:
+    known = [number for number in range(sum(SHARDS)) if number != 17]
+    labels = of_views(source, tmp_path / "views", known)
+    with pytest.raises(DataError, match="views: has no label for key 'n17'; run 'softlabel infer'"):
+        order(JoinedSamples(source, labels))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_takes_one_view_of_each_sample(
+    tmp_path: Path, source: ParquetSource, epoch: int
+) -> None:
+    numbers = list(range(sum(SHARDS)))
+    beside = aligned(of_views(source, tmp_path / "aligned", numbers), source)
+    mixed = of_views(source, tmp_path / "mixed", numbers[::-1])
+    said = expect_same(JoinedSamples(source, beside), JoinedSamples(source, mixed), epoch)
+    wanted = [
+        number + 100 * ((epoch + xxhash.xxh3_64_intdigest(f"n{number}".encode())) % VIEWS)
+        for number in numbers
+    ]
+    assert sorted(said) == sorted(wanted)
+    assert len({number // 100 for number in said}) == VIEWS
+
+
+def test_views_in_another_order_than_the_sets_are_refused(
+    tmp_path: Path, source: ParquetSource
+) -> None:
+    numbers = list(range(sum(SHARDS)))
+    labels = of_views(source, tmp_path / "views", numbers)
+    (whole,) = labels.batches(1000)
+    turned = whole.take(np.arange(len(whole)).reshape(-1, VIEWS)[:, ::-1].ravel())
+    packing = folder_packing(labels.folder, labels.manifest)
+    other = aligned(open_labelset(write_set(tmp_path / "turned", packing, [turned])), source)
+    with pytest.raises(DataError, match=r"the views of sample 'n\d+' do not stand in their order"):
+        order(JoinedSamples(source, other))

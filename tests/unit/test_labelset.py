@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.numerics import softmax
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import Segment, canonical_json
+from softlabel.schemas.labelset import (
+    Manifest,
+    Receipt,
+    Segment,
+    canonical_json,
+    sha256_of,
+)
+from tests.unit.blocks import block_of, packing_of, write_set
 from tests.unit.builders import (
     CLASSES,
     TEMPERATURES,
@@ -243,3 +252,183 @@ def test_the_manifest_is_canonical(folder: Path) -> None:
     assert manifest.statistics.correct == int((top1 == samples(ROWS).hard_labels()).sum())
     assert [item.temperature for item in manifest.fidelity] == list(TEMPERATURES)
     assert all(0 <= item.kl_mean < 1e-5 for item in manifest.fidelity)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def grow_line(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def swap(one: Path, other: Path) -> tuple[Path, Path]:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    return one, other
+
+
+def bring(folder: Path, strange: Path, *names: str) -> None:
+    for name in names:
+        shutil.copy(strange / name, folder / name)
+
+
+def bring_with_papers(folder: Path, strange: Path) -> None:
+    """A shard of another run whose receipt and line in the manifest say that all is well."""
+    bring(folder, strange, "part-00001.parquet")
+    data = (folder / "part-00001.parquet").read_bytes()
+    manifest = Manifest.model_validate_json((folder / "labelset.json").read_bytes())
+    receipt = Receipt.model_validate_json((folder / "part-00001.json").read_bytes())
+    receipt = receipt.model_copy(update={"bytes": len(data), "sha256": sha256_of(data)})
+    (folder / "part-00001.json").write_bytes(canonical_json(receipt))
+    shards = list(manifest.shards)
+    digests = {
+        "bytes": len(data),
+        "sha256": sha256_of(data),
+        "receipt_sha256": sha256_of(canonical_json(receipt)),
+    }
+    shards[1] = shards[1].model_copy(update=digests)
+    manifest = manifest.model_copy(update={"shards": tuple(shards)})
+    (folder / "labelset.json").write_bytes(canonical_json(manifest))
+
+
+FAULTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "a flipped bit": (
+        lambda folder, _: flip(folder / "part-00002.parquet"),
+        r"part-00002\.parquet: the file's SHA-256 is not the one in the manifest",
+    ),
+    "a truncated file": (
+        lambda folder, _: cut(folder / "part-00002.parquet"),
+        r"part-00002\.parquet: is missing, without receipt, or not \d+ bytes long",
+    ),
+    "a missing receipt": (
+        lambda folder, _: (folder / "part-00002.json").unlink(),
+        r"part-00002\.parquet: is missing, without receipt, or",
+    ),
+    "a damaged receipt": (
+        lambda folder, _: (folder / "part-00002.json").write_text("{}"),
+        r"part-00002\.json: the receipt is damaged",
+    ),
+    "a receipt of its own making": (
+        lambda folder, _: grow_line(folder / "part-00002.json"),
+        r"part-00002\.json: the receipt is not the one in the manifest",
+    ),
+    "a swapped pair of shards": (
+        lambda folder, _: swap(folder / "part-00001.parquet", folder / "part-00003.parquet"),
+        r"part-00001\.parquet: ",
+    ),
+    "a pair of shards swapped with their receipts": (
+        lambda folder, _: [
+            swap(folder / f"part-00001.{suffix}", folder / f"part-00003.{suffix}")
+            for suffix in ("parquet", "json")
+        ],
+        r"part-00001\.",
+    ),
+    "a shard of another run": (
+        lambda folder, strange: bring(folder, strange, "part-00001.parquet"),
+        r"part-00001\.parquet: ",
+    ),
+    "a shard of another run with its receipt": (
+        lambda folder, strange: bring(folder, strange, "part-00001.parquet", "part-00001.json"),
+        r"part-00001\.",
+    ),
+    "a shard of another run that all papers agree to": (
+        bring_with_papers,
+        r"part-00001\.parquet: columns or metadata are not those of this label set",
+    ),
+    "a shard too many": (
+        lambda folder, _: shutil.copy(folder / "part-00001.parquet", folder / "part-00099.parquet"),
+        r"labels: part-00099\.parquet does not belong here",
+    ),
+}
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """Another run over as many samples."""
+    other = write_source(tmp_path / "other", SHARDS, first=1)
+    return write_labels(tmp_path / "strange", other, batch_size=4, shard_rows=8)
+
+
+def test_a_whole_set_passes_the_full_check(folder: Path) -> None:
+    expect(concat_blocks(list(softlabel.open(folder, check="full").batches(9))), ROWS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_full_check_finds(folder: Path, strange: Path, fault: str) -> None:
+    harm, problem = FAULTS[fault]
+    harm(folder, strange)
+    with pytest.raises(DataError, match=rf"{problem}.*; run 'softlabel verify .*--labels "):
+        open_labelset(folder, check="full")
+
+
+def test_plain_opening_reads_no_receipt_and_no_shard(folder: Path) -> None:
+    for path in folder.glob("part-*"):
+        data = path.read_bytes()
+        path.write_bytes(b"x" * len(data))
+    assert len(open_labelset(folder)) == ROWS
+
+
+def test_plain_opening_lists_the_folder_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ten thousand shards cost one listing and not twenty thousand questions."""
+    asked: list[str] = []
+    scan = os.scandir
+
+    def listing(path: Path) -> Any:
+        asked.append(str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    open_labelset(folder)
+    assert asked == [str(folder)]
+
+
+def test_another_check_is_refused(folder: Path) -> None:
+    with pytest.raises(ParameterError, match="check must be 'manifest' or 'full', got 'deep'"):
+        open_labelset(folder, check="deep")  # type: ignore[arg-type]
+
+
+def test_all_rows_as_one_table(folder: Path) -> None:
+    table = open_labelset(folder).to_arrow()
+    frame = table.to_pandas()
+    wanted = encode_half(teacher(samples(ROWS).inputs), TEMPERATURES)
+    assert frame["key"].tolist() == samples(ROWS).keys.to_pylist()
+    assert np.array_equal(np.stack(frame["logits"].to_list()), wanted.payload)
+
+
+def test_a_sources_rows_with_views(tmp_path: Path) -> None:
+    packing = packing_of("dense-f16", views=3)
+    block = block_of(packing, 30)
+    shards = [block.slice(0, 12), block.slice(12, 18)]
+    segments = [
+        (segment("a", 5, 2), segment("b", 0, 2)),
+        (segment("b", 2, 1), segment("a", 0, 5)),
+    ]
+    labels = softlabel.open(write_set(tmp_path / "labels", packing, shards))
+    lines = [
+        line.model_copy(update={"segments": parts})
+        for line, parts in zip(labels.manifest.shards, segments, strict=True)
+    ]
+    manifest = labels.manifest.model_copy(update={"aligned": True, "shards": tuple(lines)})
+    aligned = LabelSet(labels.folder, manifest)
+    for name, first, rows, numbers in (
+        ("a", 5, 2, range(0, 6)),
+        ("b", 1, 2, range(9, 15)),
+        ("a", 4, 3, [*range(27, 30), *range(0, 6)]),
+    ):
+        got = aligned.read_source(segment(name, first, rows))
+        assert got.to_arrow().equals(block.take(np.asarray(numbers)).to_arrow())
+
+
+def test_a_set_without_alignment_is_not_read_by_source_row(tmp_path: Path) -> None:
+    packing = packing_of("dense-f16")
+    labels = softlabel.open(write_set(tmp_path / "labels", packing, [block_of(packing, 4)]))
+    with pytest.raises(DataError, match=r"labels: is not aligned with its source, .* by key"):
+        labels.read_source(segment("a", 0, 1))
+
+
+def segment(source: str, first: int, rows: int) -> Segment:
+    return Segment(source=source, first=first, rows=rows)
