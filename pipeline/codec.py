@@ -8,7 +8,7 @@ descending, id ascending, everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,11 @@ Columns = Mapping[str, npt.NDArray[Any]]
 LARGEST_HALF = np.float32(65504)
 # The float16 subnormal nearest to zero: a value that is not the maximum never rounds into a tie.
 NEAREST_BELOW_ZERO = np.float16(-6e-8)
+SMALLEST_NORMAL_HALF = np.float32(2**-14)
+# From float32 to float16: the exponent's bias, half a unit in the last place, and the sign bit.
+TO_HALF = np.uint32((2**32 - (112 << 23) + 0xFFF + (1 << 28)) % 2**32)
+# Rows are packed in chunks of so many values: all that is done to one stays in the L2 cache.
+CHUNK_VALUES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,27 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ShiftedRows:
-    """What every codec packs: d `[N, C]`, shift `[N]`, top1 `[N]`, whether a class is masked.
+    """What every codec packs: d `[N, C]`, C-contiguous, shift `[N]`, top1 `[N]`.
 
-    features: the inputs of the teacher's last layer, float32 `[N, width]`, where they were asked
-    for.
+    lowest: smallest d of each row, `[N]`. masked: whether any of them is -inf. features: the inputs
+    of the teacher's last layer, float32 `[N, width]`, where they were asked for.
     """
 
     d: Floats
     shift: Floats
     top1: npt.NDArray[np.unsignedinteger]
+    lowest: Floats
     masked: bool
     features: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """What a shard stores of N rows: shift `[N]`, top1 `[N]`, and the codec's columns."""
+
+    shift: Floats
+    top1: npt.NDArray[np.unsignedinteger]
+    columns: Columns
 
 
 class Codec(Protocol):
@@ -63,34 +78,87 @@ class Codec(Protocol):
         """
 
 
+def encode_rows(codec: Codec, logits: Floats, features: Floats | None = None) -> EncodedRows:
+    """Float32 logits `[N, C]`, and features `[N, d]` where the codec packs those, as stored.
+
+    Raises ValueError with the row's number in `args[1]` where a row cannot be packed.
+    """
+    rows, classes = logits.shape
+    shift = np.empty(rows, np.float32)
+    top1 = np.empty(rows, id_dtype(classes))
+    columns = {
+        column.name: np.empty(_shape(rows, column.width), column.dtype) for column in codec.columns
+    }
+    size = max(1, CHUNK_VALUES // classes)
+    for first in range(0, rows, size):
+        part = slice(first, first + size)
+        try:
+            chunk = shift_rows(logits[part])
+            if features is not None:
+                chunk = replace(chunk, features=features[part])
+            packed = codec.encode(chunk)
+        except ValueError as error:
+            reason, row = error.args
+            raise ValueError(reason, first + row) from error
+        shift[part], top1[part] = chunk.shift, chunk.top1
+        for name, values in packed.items():
+            columns[name][part] = values
+    return EncodedRows(shift, top1, columns)
+
+
 def shift_rows(logits: Floats) -> ShiftedRows:
     """Shift float32 logits `[N, C]` by their rows' maxima.
 
     Raises ValueError with the row's number in `args[1]` where a row holds NaN, +inf or only -inf.
     """
-    shift = logits.max(axis=1)
+    top1 = logits.argmax(axis=1)
+    shift = logits[np.arange(len(logits)), top1]
     bad = ~np.isfinite(shift)
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(f"logits hold {_what(shift[row])}", row)
     with np.errstate(over="ignore"):
-        d = logits - shift[:, None]
-    masked = bool(np.isneginf(d).any())
+        d = np.subtract(logits, shift[:, None], order="C")
+    lowest = d.min(axis=1)
+    masked = bool(np.isneginf(lowest).any())
     if masked:
         # A finite logit whose distance overflowed is the smallest number, not a masked class.
         d[np.isneginf(d) & ~np.isneginf(logits)] = np.finfo(np.float32).min
-        masked = bool(np.isneginf(d).any())
-    top1 = logits.argmax(axis=1).astype(id_dtype(logits.shape[1]))
-    return ShiftedRows(d, shift, top1, masked)
+        lowest = d.min(axis=1)
+        masked = bool(np.isneginf(lowest).any())
+    return ShiftedRows(d, shift, top1.astype(id_dtype(logits.shape[1])), lowest, masked)
 
 
-def to_half(rows: ShiftedRows) -> npt.NDArray[np.float16]:
-    """d in float16: clamped at -65,504, -inf kept, and nothing but a maximum is 0."""
-    half = np.maximum(rows.d, -LARGEST_HALF).astype(np.float16)
-    half[(half == 0) & (rows.d < 0)] = NEAREST_BELOW_ZERO
-    if rows.masked:
-        half[np.isneginf(rows.d)] = -np.inf
+def to_half(d: Floats, lowest: Floats) -> npt.NDArray[np.float16]:
+    """Shifted logits in float16: clamped at -65,504, -inf kept, and nothing but a maximum is 0.
+
+    Rounds to the nearest, ties to even, as NumPy's cast does, which takes a value at a time: in
+    whole-array steps on the bits, but for the few values below float16's normal range.
+    """
+    values = d if lowest.min(initial=0) >= -LARGEST_HALF else np.maximum(d, -LARGEST_HALF)
+    bits = values.view(np.uint32)
+    rounded = np.right_shift(bits, 13)
+    rounded &= np.uint32(1)
+    rounded += bits
+    rounded += TO_HALF
+    rounded >>= np.uint32(13)
+    half = rounded.astype(np.uint16).view(np.float16)
+    small = np.flatnonzero(values > -SMALLEST_NORMAL_HALF)
+    half.reshape(-1)[small] = _small_to_half(values.reshape(-1)[small])
+    if np.isneginf(lowest).any():
+        half[np.isneginf(d)] = -np.inf
     return half
+
+
+def _small_to_half(values: Floats) -> npt.NDArray[np.float16]:
+    half = values.astype(np.float16)
+    half[(half == 0) & (values < 0)] = NEAREST_BELOW_ZERO
+    half[values == 0] = 0
+    return half
+
+
+def _shape(rows: int, width: int | None) -> tuple[int, ...]:
+    return (rows,) if width is None else (rows, width)
 
 
 def _what(largest_value: np.float32) -> str:

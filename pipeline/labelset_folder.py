@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from softlabel.pipeline.factored import Head
 from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.publish import (
     file_sha256,
@@ -27,6 +28,8 @@ from softlabel.pipeline.runner import duplicate_key, place
 from softlabel.pipeline.shards import open_shard
 from softlabel.schemas.errors import DataError, IdentityError, ParameterError
 from softlabel.schemas.labelset import (
+    FLOAT32,
+    HEAD_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
     ExecutionRecord,
@@ -36,6 +39,7 @@ from softlabel.schemas.labelset import (
     MeasuredFidelity,
     Plan,
     Receipt,
+    Reference,
     Statistics,
     canonical_json,
     sha256_of,
@@ -65,16 +69,15 @@ def standing_plan(
             f"with '{standing.making.command}', choose another --output, or pass "
             "--if-different replace"
         )
-    different = [
-        *_different_fields(standing.identity, wanted.identity),
-        *(
-            name
-            for name in ("layout", "making")
-            if getattr(standing, name) != getattr(wanted, name)
-        ),
-    ]
-    if not different:
+    different = _different_fields(standing.identity, wanted.identity)
+    if not different and (standing.layout, standing.making) == (wanted.layout, wanted.making):
         return standing
+    if if_different == "error" and not different:
+        raise IdentityError(
+            f"{folder}: holds these labels in layout {standing.layout}, as "
+            f"'{standing.making.command}' makes them; choose another --output, or pass "
+            "--if-different replace"
+        )
     if if_different == "error":
         raise IdentityError(
             f"{folder}: holds labels of another identity (different: {', '.join(different)}); "
@@ -90,6 +93,13 @@ def claim(folder: Path, plan: Plan) -> None:
     make_folder(folder)
     publish_bytes(folder / PLAN_FILE, canonical_json(plan))
     sync_folder(folder.parent)
+
+
+def publish_head(folder: Path, head: Head) -> None:
+    """Put the head of a factored set into the claimed folder, where it does not stand whole."""
+    path = folder / HEAD_FILE
+    if not path.is_file() or file_sha256(path) != head.digest():
+        publish_bytes(path, head.to_bytes())
 
 
 def check_same_making(folder: Path, standing: Plan, wanted: Plan) -> None:
@@ -180,17 +190,19 @@ def remove_shards(folder: Path, names: Sequence[str]) -> None:
     sync_folder(folder)
 
 
-def close(folder: Path, plan: Plan) -> Manifest:
+def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     """Publish the manifest once every shard stands, then delete what was set aside.
 
-    Raises DataError where one key names samples of two shards.
+    reference: what the fidelity was measured against. Raises DataError where one key names samples
+    of two shards; a set that is made from others has the keys of those, which were looked at.
     """
     receipts = {
         shard.name: Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
         for shard in plan.shards
     }
-    _refuse_duplicates(folder, plan)
-    manifest = _manifest(plan, receipts)
+    if plan.making.verb == "infer":
+        _refuse_duplicates(folder, plan)
+    manifest = _manifest(plan, receipts, reference)
     publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
     for suffix in (REPLACED, DISCARDED):
         if _beside(folder, suffix).exists():
@@ -198,7 +210,7 @@ def close(folder: Path, plan: Plan) -> Manifest:
     return manifest
 
 
-def _manifest(plan: Plan, receipts: Mapping[str, Receipt]) -> Manifest:
+def _manifest(plan: Plan, receipts: Mapping[str, Receipt], reference: Reference) -> Manifest:
     measured = [receipt.fidelity for receipt in receipts.values()]
     rows = sum(fidelity.rows for fidelity in measured)
     return Manifest(
@@ -213,6 +225,7 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt]) -> Manifest:
             labelled=sum(receipt.statistics.labelled for receipt in receipts.values()),
             correct=sum(receipt.statistics.correct for receipt in receipts.values()),
         ),
+        reference=reference,
         fidelity=tuple(
             MeasuredFidelity(
                 temperature=temperature,
@@ -281,7 +294,12 @@ def _read_receipt(path: Path) -> Receipt | None:
 
 def _refuse_duplicates(folder: Path, plan: Plan) -> None:
     packing = folder_packing(folder, plan)
-    columns = [open_shard(folder, shard.name, packing).keys() for shard in plan.shards]
+    # A sample's views stand together.
+    views = plan.identity.views
+    columns = [
+        open_shard(folder, shard.name, packing).keys().take(np.arange(0, shard.rows, views))
+        for shard in plan.shards
+    ]
     keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
     if pc.count_distinct(keys).as_py() == len(keys):
         return

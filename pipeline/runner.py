@@ -9,35 +9,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import ShiftedRows, shift_rows
-from softlabel.pipeline.numerics import kl_sums
+from softlabel.pipeline.codec import ShiftedRows, encode_rows, shift_rows
 from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.plan import batches
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards import ShardWriter, writing_shard
 from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.tally import Tally, measured_rows
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import (
-    Fidelity,
-    Plan,
-    Receipt,
-    ShardPlan,
-    Statistics,
-    canonical_json,
-)
+from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
 from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
 
-FIDELITY_ROWS = 1024
 QUEUE_BATCHES = 4
 
 
@@ -60,14 +51,6 @@ class _Batch:
     shard: ShardPlan
     samples: SampleBlock
     output: TeacherOutput
-
-
-@dataclass
-class _Counts:
-    labelled: int = 0
-    correct: int = 0
-    fidelity_rows: int = 0
-    kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def label_shards(
@@ -129,56 +112,33 @@ def _write_shard(
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
     packing = folder_packing(folder, plan)
-    counts = _Counts(kl=np.zeros(len(plan.identity.temperatures)))
+    tally = Tally(plan.identity.temperatures, measured_rows(len(plan.shards)))
     keys = []
     current: _Batch | None = first
     with writing_shard(folder, shard.name, packing) as writer:
         while current is not None and current.shard is shard:
-            _write_batch(plan, packing, current, writer, counts, busy)
+            _write_batch(packing, current, writer, tally, busy)
             keys.append(current.samples.keys)
             on_batch(len(current.samples))
             current = next(ran, None)
         _refuse_duplicates(shard, keys)
         begin = time.perf_counter()
-        size, digest = writer.finish()
+        file = writer.finish()
     busy.write += time.perf_counter() - begin
-    receipt = Receipt(
-        shard=shard.name,
-        identity_sha256=plan.identity.digest(),
-        rows=writer.rows,
-        bytes=size,
-        sha256=digest,
-        source=tuple(source.digest(name) for name in _source_names(shard)),
-        statistics=Statistics(labelled=counts.labelled, correct=counts.correct),
-        fidelity=Fidelity(rows=counts.fidelity_rows, kl_sum=tuple(counts.kl.tolist())),
-    )
-    return receipt, current
+    digests = tuple(source.digest(name) for name in _source_names(shard))
+    return tally.receipt(shard, packing.identity_sha256, file, digests), current
 
 
 def _write_batch(
-    plan: Plan,
-    packing: Packing,
-    batch: _Batch,
-    writer: ShardWriter,
-    counts: _Counts,
-    busy: BusyTime,
+    packing: Packing, batch: _Batch, writer: ShardWriter, tally: Tally, busy: BusyTime
 ) -> None:
     begin = time.perf_counter()
+    logits = batch.output.logits
     with naming_the_key(batch.samples):
-        rows = shift_output(batch.output)
-        payload = packing.codec.encode(rows)
-    samples = batch.samples
-    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, payload, packing.codec)
-    labels = samples.hard_labels()
-    counts.labelled += int((labels >= 0).sum())
-    counts.correct += int((labels == rows.top1).sum())
-    room = min(-(-FIDELITY_ROWS // len(plan.shards)) - counts.fidelity_rows, len(labels))
-    if room > 0:
-        temperatures = plan.identity.temperatures
-        measured = block.slice(0, room)
-        decoded = [measured.logits(temperature) for temperature in temperatures]
-        counts.kl += kl_sums(batch.output.logits[:room], decoded, temperatures)
-        counts.fidelity_rows += room
+        rows = encode_rows(packing.codec, logits, batch.output.features)
+    samples, codec = batch.samples, packing.codec
+    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
+    tally.add(block, lambda T: logits)
     encoded = time.perf_counter()
     writer.append(block)
     busy.encode += encoded - begin

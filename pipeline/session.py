@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +21,26 @@ from softlabel.schemas.labelset import ExecutionRecord
 from softlabel.schemas.params import Device
 from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
+if TYPE_CHECKING:
+    from softlabel.pipeline.onnx_head import LinearEnd
+
 # Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
 # execution record. TF32 would move logits by about 1e-3.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# Where the external data of a model given as bytes lies.
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class TeacherSession:
     """Runs batches of exactly `batch_size` rows; smaller ones are padded and trimmed.
 
-    record: where and how it runs. Raises EnvironmentFault where the device cannot be had.
+    record: where and how it runs. end: the linear layer whose inputs are given out as features.
+    Raises EnvironmentFault where the device cannot be had.
     """
 
-    def __init__(self, teacher: Teacher, device: Device, batch_size: int) -> None:
+    def __init__(
+        self, teacher: Teacher, device: Device, batch_size: int, end: LinearEnd | None = None
+    ) -> None:
         if teacher.fixed_batch not in (None, batch_size):
             raise ParameterError(
                 f"{teacher.path}: its graph takes batches of {teacher.fixed_batch} only; "
@@ -39,7 +48,9 @@ class TeacherSession:
             )
         self._teacher = teacher
         self._batch_size = batch_size
-        self._session, name = create_session(teacher.path, device)
+        self._end = end
+        extended = None if end is None else end.model
+        self._session, name = create_session(teacher.path, device, extended)
         provider = self._session.get_providers()[0]
         self.record = ExecutionRecord(
             provider=provider,
@@ -58,16 +69,27 @@ class TeacherSession:
         if rows < self._batch_size:
             padding = [(0, self._batch_size - rows), *[(0, 0)] * (inputs.ndim - 1)]
             inputs = np.pad(inputs, padding)
-        outputs = run_model(
-            self._session, self._teacher.spec.output, {self._teacher.input_name: inputs}
-        )
+        names = [self._teacher.spec.output, *([self._end.features] if self._end else [])]
+        logits, *others = run_model(self._session, names, {self._teacher.input_name: inputs})
         classes = len(self._teacher.spec.classes)
-        if outputs.shape != (self._batch_size, classes):
+        if logits.shape != (self._batch_size, classes):
             raise DataError(
-                f"{self._teacher.path}: gave logits of shape {list(outputs.shape)}, expected "
+                f"{self._teacher.path}: gave logits of shape {list(logits.shape)}, expected "
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
-        return TeacherOutput(outputs[:rows].astype(np.float32, copy=False))
+        features = self._features(self._end, *others)[:rows] if self._end else None
+        return TeacherOutput(logits[:rows].astype(np.float32, copy=False), features)
+
+    def _features(self, end: LinearEnd, values: Array) -> npt.NDArray[np.float32]:
+        features = values.T if end.transposed else values
+        width = end.head.weight.shape[1]
+        if features.shape != (self._batch_size, width):
+            raise DataError(
+                f"{self._teacher.path}: gave its last layer inputs of shape "
+                f"{list(features.shape)}, codec factored needs [{self._batch_size}, {width}]; pass "
+                "--codec dense-f16"
+            )
+        return features.astype(np.float32, copy=False)
 
 
 def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:
@@ -83,9 +105,12 @@ def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher
     return reordered
 
 
-def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSession, str]:
+def create_session(
+    path: Path, device: Device, extended: bytes | None = None
+) -> tuple[onnxruntime.InferenceSession, str]:
     """A session on `device` and that device's name; 'auto' takes CUDA where a device is visible.
 
+    extended: the model to run instead of the one in `path`; its external data lies beside that.
     Raises EnvironmentFault when CUDA was asked for, or is there, and cannot be used.
     """
     gpus = cuda_devices()
@@ -104,12 +129,16 @@ def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSess
     options.intra_op_num_threads = cpu_threads()
     options.use_deterministic_compute = True
     options.log_severity_level = 3
+    if extended is not None:
+        options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.parent))
     providers: list[Any] = ["CPUExecutionProvider"]
     if wants_cuda:
         _preload_cuda_libraries()
         providers.insert(0, ("CUDAExecutionProvider", CUDA_OPTIONS))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(
+            str(path) if extended is None else extended, options, providers=providers
+        )
     except Exception as error:
         raise DataError(
             f"{path}: ONNX Runtime cannot load it: {_first_line(error)}; export it again"
@@ -125,26 +154,25 @@ def create_session(path: Any, device: Device) -> tuple[onnxruntime.InferenceSess
 
 
 def run_model(
-    session: onnxruntime.InferenceSession, output: str, inputs: dict[str, Array]
-) -> Array:
-    """One output of one run.
+    session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, Array]
+) -> list[Array]:
+    """These outputs of one run.
 
     Raises DataError where the model does not take these inputs, EnvironmentFault where the
     provider fails otherwise, such as on memory.
     """
     try:
-        (result,) = session.run([output], inputs)
+        return [np.asarray(value) for value in session.run(outputs, inputs)]
     except InvalidArgument as error:
         raise DataError(
             f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"
-            f": {_first_line(error)}; check --layout and the source's pictures"
+            f": {_first_line(error)}; check --input-layout and the source's pictures"
         ) from error
     except Exception as error:
         raise EnvironmentFault(
             f"the teacher failed on a batch: {_first_line(error)}; a smaller --batch-size needs "
             "less memory"
         ) from error
-    return np.asarray(result)
 
 
 def _built_for_cuda() -> bool:

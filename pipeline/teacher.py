@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from softlabel.pipeline.publish import file_sha256
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Identity
-from softlabel.schemas.params import InferParams
+from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Teacher:
     fixed_batch: int | None
 
 
-def open_teacher(path: Path, told: InferParams, shape: tuple[int, int, int]) -> Teacher:
+def open_teacher(
+    path: Path, told: InferParams | PlanParams, shape: tuple[int, int, int]
+) -> Teacher:
     """Read the teacher's file and metadata for pictures of `shape` (height, width, channels).
 
     A file without our metadata takes preprocessing, classes, output and output kind from `told`;
@@ -65,10 +67,21 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
             f"{path}: is not the teacher that made these labels (other SHA-256); pass the file "
             "that labelled them"
         )
-    spec = TeacherSpec(
-        preprocess=identity.preprocess, classes=identity.classes, output=identity.output
-    )
+    classes = _own_classes(path, model, identity)
+    spec = TeacherSpec(preprocess=identity.preprocess, classes=classes, output=identity.output)
     return Teacher(path, hashes, spec, entry.name, _dimensions(entry)[0])
+
+
+def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tuple[str, ...]:
+    """The teacher's classes, of which a set may keep only some; by number where it names none."""
+    if identity.class_map is None:
+        return identity.classes
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY in metadata:
+        return _parse_spec(path, metadata[METADATA_KEY]).classes
+    (output,) = [entry for entry in model.graph.output if entry.name == identity.output]
+    width = _dimensions(output)[-1]
+    return identity.classes if width is None else tuple(str(number) for number in range(width))
 
 
 def read_spec(path: Path) -> TeacherSpec:
@@ -117,7 +130,7 @@ def _dimensions(entry: onnx.ValueInfoProto) -> list[int | None]:
     ]
 
 
-def _own_spec(path: Path, text: str, told: InferParams) -> TeacherSpec:
+def _own_spec(path: Path, text: str, told: InferParams | PlanParams) -> TeacherSpec:
     given = [name for name in _TOLD if getattr(told, name)]
     if given:
         raise ParameterError(
@@ -139,14 +152,14 @@ def _parse_spec(path: Path, text: str) -> TeacherSpec:
         ) from error
 
 
-_TOLD = ("classes", "output_name", "output_kind", "layout", "mean", "std")
+_TOLD = ("classes", "output_name", "output_kind", "input_layout", "mean", "std")
 
 
 def _told_spec(
     path: Path,
     model: onnx.ModelProto,
     entry: onnx.ValueInfoProto,
-    told: InferParams,
+    told: InferParams | PlanParams,
     shape: tuple[int, int, int],
 ) -> TeacherSpec:
     import onnx
@@ -168,8 +181,8 @@ def _told_spec(
             f"pass {flags} (outputs of the file: {', '.join(outputs)})"
         )
     dimensions = _dimensions(entry)[1:]
-    assert told.layout is not None
-    order = (0, 1, 2) if told.layout == "NHWC" else (1, 2, 0)
+    assert told.input_layout is not None
+    order = (0, 1, 2) if told.input_layout == "NHWC" else (1, 2, 0)
     height, width, channels = (dimensions[axis] or shape[i] for i, axis in enumerate(order))
     fields: dict[str, Any] = {
         "preprocess": {
@@ -178,7 +191,7 @@ def _told_spec(
             "channels": channels,
             "mean": told.mean or (0.0,) * channels,
             "std": told.std or (1.0,) * channels,
-            "layout": told.layout,
+            "layout": told.input_layout,
             "in_graph": takes_uint8,
         },
         "classes": told.classes,

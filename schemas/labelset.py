@@ -14,11 +14,14 @@ from softlabel.schemas.teacher import Preprocess
 CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 # Parquet with packed or list columns; WebDataset tars of labels alone or with the source's members.
 Layout = Literal["packed", "lists", "sidecar", "merged"]
+# What stored labels are compared with.
+Reference = Literal["float32 logits"] | CodecName
 
 FORMAT_VERSION: Final = 1
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "labelset.json"
 HEAD_FILE = "head.safetensors"
+FLOAT32: Final = "float32 logits"
 SHARD_METADATA_KEY = b"softlabel"
 
 
@@ -28,8 +31,11 @@ def shard_file(name: str, layout: Layout) -> str:
 
 
 def canonical_json(record: Record) -> bytes:
-    """The record as deterministic UTF-8 JSON: sorted keys, two-space indent, final newline."""
-    document = record.model_dump(mode="json")
+    """The record as deterministic UTF-8 JSON: sorted keys, two-space indent, final newline.
+
+    What is null is left out, so that a field added later changes no digest of a set without it.
+    """
+    document = record.model_dump(mode="json", exclude_none=True)
     return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -82,7 +88,7 @@ class Identity(Record):
     teacher_sha256: tuple[str, ...]
     preprocess: Preprocess
     classes: tuple[str, ...]
-    class_map: tuple[int, ...] | None
+    class_map: tuple[int, ...] | None = None
     output: str
     output_kind: Literal["logits"]
     source: tuple[SourceFile, ...]
@@ -153,7 +159,7 @@ class Plan(Record):
     format_version: Literal[1] = FORMAT_VERSION
     identity: Identity
     making: Making = INFERRED
-    execution: ExecutionRecord | None
+    execution: ExecutionRecord | None = None
     layout: Layout = "packed"
     aligned: bool = True
     prior: tuple[float, ...] | None = None
@@ -238,6 +244,6 @@ class Manifest(Record):
     prior: tuple[float, ...] | None = None
     rows: int
     statistics: Statistics
-    reference: Literal["float32 logits"] | CodecName = "float32 logits"
+    reference: Reference = FLOAT32
     fidelity: tuple[MeasuredFidelity, ...]
     shards: tuple[ManifestShard, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -11,3 +13,9 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
+
+
+def report_json(record: Record) -> bytes:
+    """The record as UTF-8 JSON for people and tools: sorted keys, nulls shown, final newline."""
+    document = record.model_dump(mode="json")
+    return (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()

@@ -15,7 +15,33 @@ from softlabel.schemas.model import Record
 
 Device = Literal["auto", "cpu", "cuda"]
 IfDifferent = Literal["error", "replace"]
+InferCodec = Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 Positive = Annotated[float, Field(gt=0)]
+
+ForeignClasses = Annotated[
+    tuple[str, ...],
+    Field(description="for an ONNX file without our metadata: class names, or @FILE"),
+]
+ForeignOutput = Annotated[
+    str | None,
+    Field(description="for an ONNX file without our metadata: the output that holds the logits"),
+]
+ForeignKind = Annotated[
+    Literal["logits"] | None,
+    Field(description="for an ONNX file without our metadata: what that output is"),
+]
+ForeignLayout = Annotated[
+    Literal["NHWC", "NCHW"] | None,
+    Field(description="for an ONNX file without our metadata: order of the input's axes"),
+]
+ForeignMean = Annotated[
+    tuple[float, ...],
+    Field(description="for an ONNX file without our metadata: per-channel mean, pictures in 0..1"),
+]
+ForeignStd = Annotated[
+    tuple[Positive, ...],
+    Field(description="for an ONNX file without our metadata: per-channel deviation"),
+]
 
 DIGITS_CLASSES = tuple("0123456789")
 
@@ -80,6 +106,11 @@ class TrainParams(Record):
     )
     soft_schedule: Literal["linear", "cosine"] = Field(
         "linear", description="how soft weight and temperature go from first to last epoch"
+    )
+    calibration: Path | None = Field(
+        None,
+        description="calibration.json of the labels' teacher: its T divides the teacher's logits, "
+        "beside `temperature`",
     )
     standardise: bool = Field(
         False, description="compare logits by their z-scores in the soft term; T divides those"
@@ -185,12 +216,22 @@ class InferParams(Record):
     teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
     source: Path = Field(Path("data/train"), description="source to label")
     output: Path = Field(Path("labels"), description="label set folder")
-    codec: Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk"] = Field(
+    codec: InferCodec = Field(
         "auto",
         description="how a row's logits are packed; 'auto' is dense-f16 up to 4,096 classes, "
-        "beyond them topk",
+        "beyond them factored where the teacher's last layer is linear and narrow, else topk",
+    )
+    layout: Literal["packed", "lists", "sidecar"] = Field(
+        "packed",
+        description="Parquet with 'packed' columns, or with 'lists' for other tools to query; or "
+        "'sidecar': WebDataset tars of labels",
     )
     k: int = Field(64, ge=1, description="classes kept in a row by the codec topk")
+    tail: Literal["uniform", "prior"] = Field(
+        "uniform",
+        description="how the codec topk spreads what it does not keep: evenly, or as the teacher "
+        "does on the whole, by a sample of the source",
+    )
     temperatures: tuple[Positive, ...] = Field(
         (1.0, 2.0, 4.0, 8.0),
         min_length=1,
@@ -210,24 +251,41 @@ class InferParams(Record):
     allow_bad_teacher: bool = Field(
         False, description="go on although the teacher is no better than chance on the hard labels"
     )
-    classes: tuple[str, ...] = Field(
-        (), description="for an ONNX file without our metadata: class names, or @FILE"
+    classes: ForeignClasses = ()
+    output_name: ForeignOutput = None
+    output_kind: ForeignKind = None
+    input_layout: ForeignLayout = None
+    mean: ForeignMean = ()
+    std: ForeignStd = ()
+
+
+class PlanParams(Record):
+    """Try the codecs on a sample of the source before the long run: bytes, fidelity and time."""
+
+    teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
+    source: Path = Field(Path("data/train"), description="source that shall be labelled")
+    rows: int = Field(
+        4096, ge=1, description="samples run through the teacher, spread over the source [rows]"
     )
-    output_name: str | None = Field(
-        None, description="for an ONNX file without our metadata: the output that holds the logits"
+    temperatures: tuple[Positive, ...] = Field(
+        (1.0, 2.0, 4.0, 8.0),
+        min_length=1,
+        description="temperatures at which the stored labels shall be true",
     )
-    output_kind: Literal["logits"] | None = Field(
-        None, description="for an ONNX file without our metadata: what that output is"
+    max_kl: Positive = Field(
+        1e-3,
+        description="largest mean KL to the float32 logits, at every temperature, of the codec "
+        "that is recommended [nats]",
     )
-    layout: Literal["NHWC", "NCHW"] | None = Field(
-        None, description="for an ONNX file without our metadata: order of the input's axes"
-    )
-    mean: tuple[float, ...] = Field(
-        (), description="for an ONNX file without our metadata: per-channel mean, pictures in 0..1"
-    )
-    std: tuple[Positive, ...] = Field(
-        (), description="for an ONNX file without our metadata: per-channel deviation"
-    )
+    batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
+    shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
+    device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    classes: ForeignClasses = ()
+    output_name: ForeignOutput = None
+    output_kind: ForeignKind = None
+    input_layout: ForeignLayout = None
+    mean: ForeignMean = ()
+    std: ForeignStd = ()
 
 
 class VerifyParams(Record):
@@ -256,6 +314,106 @@ class InspectParams(Record):
     top: int = Field(3, ge=1, description="likeliest classes shown in each row")
 
 
+class ConvertParams(Record):
+    """Write a label set again: in another layout, codec or sharding, or a part of it."""
+
+    labels: Path = Field(Path("labels"), description="label set folder to read")
+    output: Path = Field(description="label set folder to write")
+    layout: Literal["packed", "lists", "sidecar", "merged"] | None = Field(
+        None,
+        description="Parquet with 'packed' columns or 'lists', WebDataset tars of labels "
+        "('sidecar') or 'merged' with the source's members; default: as it is",
+    )
+    codec: Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"] | None = Field(
+        None, description="how a row's logits are packed; default: as they are"
+    )
+    k: int | None = Field(
+        None, ge=1, description="classes kept in a row by topk; default: as they are, or 64"
+    )
+    shard_rows: int | None = Field(
+        None, ge=1, description="samples in one label shard; default: shards as they are [rows]"
+    )
+    keys: Path | None = Field(None, description="file with the keys to keep, a key a line")
+    classes: Path | None = Field(
+        None, description="file with the classes to keep, a name a line, in their new order"
+    )
+    source: Path | None = Field(
+        None, description="for layout 'merged': folder or pattern of the source's .tar files"
+    )
+    if_different: IfDifferent = Field(
+        "error",
+        description="when the output holds other labels: stop, or 'replace' them",
+    )
+    overwrite: bool = Field(False, description="start afresh even where the same labels stand")
+
+    @model_validator(mode="after")
+    def _merged_needs_the_source(self) -> ConvertParams:
+        if (self.layout == "merged") != (self.source is not None):
+            raise ValueError("layout 'merged' and source go together; give both or neither")
+        if self.layout == "merged" and self.shard_rows is not None:
+            raise ValueError("layout 'merged' has a shard a source tar; leave shard_rows out")
+        if self.layout == "merged" and self.keys is not None:
+            raise ValueError("layout 'merged' labels whole source tars; leave keys out")
+        return self
+
+
+class MergeParams(Record):
+    """Average several label sets of one source into one: an ensemble of their teachers."""
+
+    labels: tuple[Path, ...] = Field(
+        min_length=2, description="label set folders; the first one's order and shards are taken"
+    )
+    output: Path = Field(description="label set folder to write")
+    weights: tuple[Positive, ...] = Field(
+        (), description="weight of each label set, in their order; default: all alike"
+    )
+    mean: Literal["logits", "probs"] = Field(
+        "logits", description="what is averaged: raw logits, or probabilities at a temperature"
+    )
+    temperature: Positive | None = Field(
+        None, description="for mean 'probs': T of the probabilities that are averaged"
+    )
+    codec: Literal["dense-f32", "dense-f16", "dense-u8", "topk"] = Field(
+        "dense-f16", description="how a row's logits are packed"
+    )
+    k: int = Field(64, ge=1, description="classes kept in a row by the codec topk")
+    if_different: IfDifferent = Field(
+        "error",
+        description="when the output holds other labels: stop, or 'replace' them",
+    )
+    overwrite: bool = Field(False, description="start afresh even where the same labels stand")
+
+    @model_validator(mode="after")
+    def _weights_and_temperature_fit(self) -> MergeParams:
+        if self.weights and len(self.weights) != len(self.labels):
+            raise ValueError(
+                f"weights are {len(self.weights)} for {len(self.labels)} label sets; give one each"
+            )
+        if self.mean == "probs" and self.temperature is None:
+            raise ValueError("mean 'probs' needs the temperature of the probabilities; give one")
+        if self.mean == "logits" and self.temperature is not None:
+            raise ValueError("temperature is of mean 'probs'; leave it out for mean 'logits'")
+        return self
+
+
+class CalibrateParams(Record):
+    """Fit the temperature at which a label set is as sure as it is right."""
+
+    labels: Path = Field(
+        Path("labels"), description="label set with hard labels, best of a held-out source"
+    )
+    output: Path = Field(Path("reports/calibration.json"), description="the file to write")
+    fit_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the rows that T is fitted on, chosen by key; the others are measured "
+        "(with 1 all rows do both)",
+    )
+    bins: int = Field(15, ge=1, description="equal-width bins of the ECE, each (low, high]")
+    seed: int = Field(0, ge=0, description="seed of the choice of rows")
+
+
 class EvaluateParams(Record):
     """Measure students on a source: accuracy, NLL and calibration."""
 
@@ -265,6 +423,10 @@ class EvaluateParams(Record):
         description="student folders, student.json files, or folders of student folders",
     )
     source: Path = Field(Path("data/test"), description="source with hard labels to measure on")
+    labels: Path | None = Field(
+        None,
+        description="label set of that source, to measure too and to compare each student with",
+    )
     output: Path = Field(
         Path("reports/evaluate"), description="folder that receives metrics.json and evaluate.json"
     )
@@ -302,9 +464,13 @@ class Params(Record):
     prepare: PrepareParams = PrepareParams()
     train_teacher: TrainParams | None = None
     export: ExportParams | None = None
+    plan: PlanParams = PlanParams()
     infer: InferParams = InferParams()
     train_student: TrainParams | None = None
     verify: VerifyParams = VerifyParams()
     inspect: InspectParams = InspectParams()
+    convert: ConvertParams | None = None
+    merge: MergeParams | None = None
+    calibrate: CalibrateParams = CalibrateParams()
     evaluate: EvaluateParams = EvaluateParams()
     report: ReportParams = ReportParams()

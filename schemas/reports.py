@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from softlabel.schemas.labelset import CodecName, Derivation, Layout, Making
 from softlabel.schemas.model import Record
 
 
@@ -55,6 +57,60 @@ class InferReport(Record):
     bound: str
     teacher_accuracy: float | None
     kl_mean: dict[str, float]
+
+
+class Loss(Record):
+    """A loss over the sampled rows at one temperature: its mean and its 99th percentile."""
+
+    mean: float
+    p99: float
+
+
+class CodecTrial(Record):
+    """What one codec would make of a source, measured on a sample of it.
+
+    bytes_per_sample: of a shard as written. bytes: of the whole label set. kl: to the teacher's
+    float32 logits, in nats, and tv: total variation, by temperature. top1_agreement: share of rows
+    whose arg-max is the teacher's. samples_per_second: encoded. seconds: of the whole run, reading,
+    teacher, encoding and writing one after the other. fits: the mean KL is within max_kl at every
+    temperature.
+    """
+
+    name: str
+    codec: CodecName
+    k: int | None
+    tail: Literal["uniform", "prior"] | None
+    bytes_per_sample: float
+    bytes: int
+    kl: dict[str, Loss]
+    tv: dict[str, Loss]
+    top1_agreement: float
+    samples_per_second: float
+    seconds: float
+    fits: bool
+
+
+class CodecPlanReport(Record):
+    """What 'plan' measured. rows: of the source; sampled: those that were tried.
+
+    recommended: name of the trial with the fewest bytes that fits, and command: the 'infer' that
+    does it; null where none fits. notes: what else to know, a line each.
+    """
+
+    teacher: Path
+    source: Path
+    rows: int
+    sampled: int
+    classes: int
+    temperatures: tuple[float, ...]
+    max_kl: float
+    provider: str
+    device: str
+    teacher_samples_per_second: float
+    trials: tuple[CodecTrial, ...]
+    recommended: str | None
+    command: str | None
+    notes: tuple[str, ...]
 
 
 class EpochRecord(Record):
@@ -148,14 +204,41 @@ class ClassifierFigures(Record):
     entropy: float
 
 
+class PairFigures(Record):
+    """How far two models are apart at T = 1, means over the same rows.
+
+    agreement: share of rows with the same top-1. kl: KL(first || second) in nats.
+    total_variation: `sum |p - q| / 2`, the share of probability that changed its class.
+    """
+
+    agreement: float
+    kl: float
+    total_variation: float
+
+
 class StudentMetrics(ClassifierFigures):
-    """One model on one source."""
+    """One model on one source. against_labels: the label set is the first of the pair."""
 
     name: str
     run: str
     seed: int
     rows: int
     parameters: int
+    bins: tuple[Bin, ...]
+    against_labels: PairFigures | None = None
+
+
+class LabelSetMetrics(ClassifierFigures):
+    """What stored labels say of the source they were made from, at T = 1.
+
+    outside_kept: share of the hard labels that a topk set did not keep; for these, NLL and
+    calibration rest on how it spreads its tail.
+    """
+
+    folder: Path
+    identity_sha256: str
+    rows: int
+    outside_kept: float
     bins: tuple[Bin, ...]
 
 
@@ -183,14 +266,20 @@ class Replay(Record):
 
 
 class VerifyReport(Record):
-    """What 'verify' found; `problems` is empty where the label set is sound."""
+    """What 'verify' found; `problems` is empty where the label set is sound.
+
+    making: which command makes the set, and redoes what was removed. not_replayed: why the given
+    teacher was not run.
+    """
 
     labels: Path
+    making: Making
     shards: int
     rows: int
     checks: tuple[str, ...]
     problems: tuple[Problem, ...]
     replay: Replay | None
+    not_replayed: str | None
     removed: tuple[str, ...]
 
     @property
@@ -296,6 +385,24 @@ class MergeReport(Record):
     kl_mean: dict[str, float]
 
 
+class CalibrateReport(Record):
+    """What 'calibrate' found, and the content of calibration.json.
+
+    temperature: divides the teacher's logits. before, after: figures of the measured rows at T = 1
+    and at the fitted T. outside_kept: share of the labels that a topk set did not keep.
+    """
+
+    output: Path
+    labels_identity_sha256: str
+    teacher_sha256: tuple[str, ...]
+    temperature: float
+    fitted_rows: int
+    measured_rows: int
+    outside_kept: float
+    before: ClassifierFigures
+    after: ClassifierFigures
+
+
 class Spread(Record):
     """Mean over seeds and its standard error; the error is null for a single seed."""
 
@@ -304,17 +411,30 @@ class Spread(Record):
 
 
 class RunMetrics(Record):
-    """One run's figures over its seeds."""
+    """One run's figures over its seeds; `ClassifierFigures` says what each is.
+
+    churn: between two trainings that differ in nothing but the seed, a mean over all pairs; null
+    for a single one.
+    """
 
     run: str
     seeds: tuple[int, ...]
+    churn: PairFigures | None = None
     accuracy: Spread
+    top5_accuracy: Spread
     nll: Spread
+    brier: Spread
     ece: Spread
+    mce: Spread
+    classwise_ece: Spread
+    adaptive_ece: Spread
+    aurc: Spread
+    excess_aurc: Spread
+    entropy: Spread
 
 
 class EvaluateReport(Record):
-    """What 'evaluate' measured: every student, and the runs over their seeds."""
+    """What 'evaluate' measured: every student, the runs over their seeds, and the label set."""
 
     output: Path
     source: Path
@@ -322,6 +442,7 @@ class EvaluateReport(Record):
     classes: tuple[str, ...]
     students: tuple[StudentMetrics, ...]
     runs: tuple[RunMetrics, ...]
+    label_set: LabelSetMetrics | None = None
 
 
 class PageReport(Record):

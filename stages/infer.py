@@ -9,30 +9,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from softlabel.pipeline.classes import class_map, read_class_names
+from softlabel.pipeline.codec_choice import choose_codec
+from softlabel.pipeline.factored import Head
 from softlabel.pipeline.labelset_folder import (
     check_same_making,
     claim,
     close,
     finished_shards,
+    publish_head,
     reopen,
     standing_plan,
 )
-from softlabel.pipeline.lease import Lease, lease
+from softlabel.pipeline.lease import Lease
+from softlabel.pipeline.making import writing_folder
+from softlabel.pipeline.onnx_head import checking_head
 from softlabel.pipeline.plan import batches, plan_shards
+from softlabel.pipeline.prior import sampled_prior
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import make_folder
 from softlabel.pipeline.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import Teacher, open_teacher
-from softlabel.schemas.errors import CheckFailed, EnvironmentFault, ParameterError
+from softlabel.schemas.errors import CheckFailed, ParameterError
 from softlabel.schemas.labelset import CodecName, Identity, Manifest, Plan
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.reports import InferReport
 from softlabel.schemas.sample import RunTeacher
 
 CHECKED_ROWS = 1024
-MOST_DENSE_CLASSES = 4096
 
 
 def run(params: InferParams, progress: Progress | None = None) -> InferReport:
@@ -45,31 +49,30 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     params = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = ParquetSource(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
-    identity = _identity(params, teacher, source)
-    session = TeacherSession(teacher, params.device, params.batch_size)
-    run_teacher = in_class_order(session.run, identity.class_map)
+    codec, end = choose_codec(params.codec, teacher, progress)
+    order = _class_order(params, teacher, source)
+    head = None if end is None else end.head.take(order or range(len(source.classes)))
+    identity = _identity(params, teacher, source, codec, order, head)
+    session = TeacherSession(teacher, params.device, params.batch_size, end)
+    run_teacher = in_class_order(session.run, order)
+    if head is not None:
+        run_teacher = checking_head(run_teacher, head, params.teacher)
     progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
     wanted = Plan(
         identity=identity,
         execution=session.record,
+        layout=params.layout,
         shards=plan_shards(source.files, params.batch_size, params.shard_rows),
     )
-    folder = _plain(params.output)
-    try:
-        make_folder(folder.parent)
-        with lease(folder) as held:
-            return _label(params, folder, wanted, source, run_teacher, held, progress)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{error.filename or params.output}: {error.strerror or error}; finished shards are "
-            "kept, mend this and run the same command again"
-        ) from error
+    with writing_folder(params.output) as (folder, held):
+        return _label(params, folder, wanted, head, source, run_teacher, held, progress)
 
 
 def _label(
     params: InferParams,
     folder: Path,
     wanted: Plan,
+    head: Head | None,
     source: ParquetSource,
     run_teacher: RunTeacher,
     held: Lease,
@@ -85,8 +88,10 @@ def _label(
     if pending and not params.allow_bad_teacher:
         _refuse_bad_teacher(wanted, params.batch_size, source, run_teacher, progress)
     if plan is None:
-        plan = wanted
+        plan = _with_prior(wanted, params, source, run_teacher, progress)
         claim(folder, plan)
+    if head is not None:
+        publish_head(folder, head)
     rows = sum(shard.rows for shard in pending)
     busy = BusyTime()
     if pending:
@@ -143,39 +148,59 @@ def _refuse_bad_teacher(
         )
 
 
-def _plain(folder: Path) -> Path:
-    """The folder itself where it is spelt as a link or from within, else as it is spelt."""
-    spelt_inside = folder.name in ("", "..")
-    return folder.resolve() if folder.is_symlink() or spelt_inside else folder
+def _with_prior(
+    plan: Plan,
+    params: InferParams,
+    source: ParquetSource,
+    run_teacher: RunTeacher,
+    progress: Progress,
+) -> Plan:
+    """The plan with the class prior, where its tails shall be spread by one."""
+    if plan.identity.tail != "prior":
+        return plan
+    progress.say("class prior: from samples of the whole source")
+    prior = sampled_prior(source, run_teacher, params.batch_size, params.k)
+    return plan.model_copy(update={"prior": prior})
 
 
-def _identity(params: InferParams, teacher: Teacher, source: ParquetSource) -> Identity:
+def _class_order(
+    params: InferParams, teacher: Teacher, source: ParquetSource
+) -> tuple[int, ...] | None:
+    names = (f"teacher {params.teacher}", f"source {params.source}")
+    return class_map(teacher.spec.classes, source.classes, names)
+
+
+def _identity(
+    params: InferParams,
+    teacher: Teacher,
+    source: ParquetSource,
+    codec: CodecName,
+    order: tuple[int, ...] | None,
+    head: Head | None,
+) -> Identity:
     classes = len(source.classes)
-    codec: CodecName = (
-        params.codec
-        if params.codec != "auto"
-        else ("dense-f16" if classes <= MOST_DENSE_CLASSES else "topk")
-    )
     if codec == "topk" and params.k >= classes:
         raise ParameterError(
             f"infer.k: {params.k} of {classes} classes is not fewer than all; pass a smaller --k "
             "or --codec dense-f16"
         )
+    if codec != "topk" and params.tail == "prior":
+        raise ParameterError(
+            f"infer.tail: codec {codec} leaves no class out; pass --codec topk or no --tail"
+        )
     return Identity(
         teacher_sha256=teacher.sha256,
         preprocess=teacher.spec.preprocess,
         classes=source.classes,
-        class_map=class_map(
-            teacher.spec.classes,
-            source.classes,
-            (f"teacher {params.teacher}", f"source {params.source}"),
-        ),
+        class_map=order,
         output=teacher.spec.output,
         output_kind=teacher.spec.output_kind,
         source=source.files,
         temperatures=params.temperatures,
         codec=codec,
         k=params.k if codec == "topk" else None,
+        tail=params.tail if codec == "topk" else None,
+        head_sha256=None if head is None else head.digest(),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DRIVER = Path(__file__).with_name("step_driver.py")
 # 48 rows in three label shards of four batches.
 RUN = ["infer", "--batch-size", "4", "--shard-rows", "16"]
+FACTORED = [*RUN, "--codec", "factored"]
 REPLACE = [*RUN, "--teacher", "models/new.onnx", "--if-different", "replace"]
 OVERWRITE = [*RUN, "--overwrite"]
 Step = dict[str, Any]
@@ -55,6 +56,23 @@ def templates(make_project: Callable[[], Project]) -> Path:
     shutil.copytree(root / "unfinished", root / "replaced twice")
     shutil.copytree(complete.root / "labels", root / "replaced twice/labels.replaced")
     return root
+
+
+@pytest.fixture(scope="module")
+def factored(make_project: Callable[[], Project]) -> Path:
+    """Projects whose teacher has more classes than its last layer has inputs, likewise."""
+    project: Project = make_project()
+    base = type(project)(project.root / "nothing")
+    base.root.mkdir()
+    classes = [f"class-{number}" for number in range(70)]
+    base.source(shards=(48,), classes=classes)
+    base.teacher(classes=classes)
+    complete = base.copy(project.root / "complete")
+    assert complete.run(*FACTORED).code == 0
+    assert base.copy(project.root / "dense").run(*RUN).code == 0
+    headless = complete.copy(project.root / "headless")
+    (headless.root / "labels/head.safetensors").write_bytes(b"torn")
+    return project.root
 
 
 def strike(templates: Path, tmp_path: Path, start: str, how: str, command: list[str]) -> list[Step]:
@@ -156,3 +174,25 @@ def test_stopped(templates: Path, tmp_path: Path, how: str, code: int) -> None:
         for name, content in step["after"].get("labels", {}).items():
             assert complete[name] == content, struck
     assert_ends_as_if_left_alone(steps, complete)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["nothing", "headless"])
+def test_killed_while_it_makes_or_mends_a_factored_set(
+    factored: Path, tmp_path: Path, start: str
+) -> None:
+    steps = strike(factored, tmp_path, start, "SIGKILL", FACTORED)
+    complete = label_files(factored / "complete/labels")
+    assert "head.safetensors" in complete
+    for step in steps:
+        files = step["after"].get("labels", {})
+        if any(name.startswith("part-") for name in files):
+            assert start == "headless" or files["head.safetensors"] == complete["head.safetensors"]
+    assert_ends_as_if_left_alone(steps, complete)
+
+
+@pytest.mark.slow
+def test_killed_while_a_factored_set_replaces_another(factored: Path, tmp_path: Path) -> None:
+    replace = [*FACTORED, "--if-different", "replace"]
+    steps = strike(factored, tmp_path, "dense", "SIGKILL", replace)
+    assert_ends_as_if_left_alone(steps, label_files(factored / "complete/labels"))

@@ -141,13 +141,13 @@ def refuse(command: Command, code: int, words: tuple[str, ...], *flags: str) -> 
 
 
 def test_float_nchw(net: nn.Module, command: Command) -> None:
-    run(command, *NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    run(command, *NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     assert_same(stored(), pytorch(net))
 
 
 def test_float_nchw_in_a_process_of_its_own(net: nn.Module, empty_project: Project) -> None:
     plain_export(net, FLOATS, external_data=False)
-    outcome = empty_project.run(*INFER, *NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    outcome = empty_project.run(*INFER, *NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     assert outcome.code == 0, outcome.stderr
     assert_same(stored(), pytorch(net))
 
@@ -157,7 +157,7 @@ def test_uint8(net: nn.Module, command: Command, layout: str) -> None:
     """Its own arithmetic is inside, so mean and deviation are not asked for."""
     example = torch.zeros((2, *SHAPE) if layout == "NHWC" else (2, 3, 6, 10), dtype=torch.uint8)
     plain_export(Raw(net, layout), example)
-    run(command, *NAMES, KIND, f"--layout={layout}")
+    run(command, *NAMES, KIND, f"--input-layout={layout}")
     assert_same(stored(), pytorch(net))
 
 
@@ -167,7 +167,7 @@ def test_told_by_the_parameter_file(net: nn.Module, command: Command) -> None:
         "  teacher: foreign.onnx\n"
         "  classes: [apple, bee, cow, dune]\n"
         "  output_kind: logits\n"
-        "  layout: NCHW\n"
+        "  input_layout: NCHW\n"
         f"  mean: {list(MEAN)}\n"
         f"  std: {list(STD)}\n"
     )
@@ -178,7 +178,7 @@ def test_told_by_the_parameter_file(net: nn.Module, command: Command) -> None:
 
 def test_one_of_two_outputs(net: nn.Module, command: Command) -> None:
     plain_export(Two(net), FLOATS, output_names=["features", "scores"])
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    told = (*NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     refuse(command, 2, ("output name", "--output-name", "features, scores"), *told)
     refuse(command, 3, ("'score'", "features, scores"), *told, "--output-name=score")
     refuse(command, 3, ("'features'", "[?, 180]", "4 class"), *told, "--output-name=features")
@@ -188,7 +188,7 @@ def test_one_of_two_outputs(net: nn.Module, command: Command) -> None:
 
 def test_classes_in_another_order(net: nn.Module, command: Command) -> None:
     """By name, column by column; top1 and the hard labels' agreement follow."""
-    told = (*PREPROCESS, KIND, "--layout=NCHW")
+    told = (*PREPROCESS, KIND, "--input-layout=NCHW")
     run(command, *NAMES, *told, "--output=in-order")
     order = ("dune", "apple", "cow", "bee")
     run(command, *(f"--classes={name}" for name in order), *told)
@@ -206,16 +206,16 @@ def test_classes_in_another_order(net: nn.Module, command: Command) -> None:
 
 
 def test_all_that_is_missing_in_one_error(net: nn.Module, command: Command) -> None:
-    flags = ("--classes", "--output-kind", "--layout", "--mean", "--std")
+    flags = ("--classes", "--output-kind", "--input-layout", "--mean", "--std")
     refuse(command, 2, ("foreign.onnx", "no softlabel metadata", *flags))
-    outcome = command(*INFER, *NAMES, "--layout=NCHW")
+    outcome = command(*INFER, *NAMES, "--input-layout=NCHW")
     assert outcome.code == 2
     remedy = outcome.stderr.partition("pass ")[2]
     assert "--output-kind, --mean, --std" in remedy
-    assert "--layout" not in remedy
+    assert "--input-layout" not in remedy
 
 
-LAYOUT = "--layout=NCHW"
+LAYOUT = "--input-layout=NCHW"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ LAYOUT = "--layout=NCHW"
     [
         (3, ("4", "3 class names"), (*NAMES[:3], *PREPROCESS, KIND, LAYOUT)),
         (2, ("1 values", "3 channels"), (*NAMES, "--mean=0", "--std=1", KIND, LAYOUT)),
-        (2, ("channels",), (*NAMES, *PREPROCESS, KIND, "--layout=NHWC")),
+        (2, ("channels",), (*NAMES, *PREPROCESS, KIND, "--input-layout=NHWC")),
         (2, ("'bee' appears twice",), ("--classes=bee", *NAMES[:3], *PREPROCESS, KIND, LAYOUT)),
         (2, ("'sigmoid'",), (*NAMES, *PREPROCESS, "--output-kind=sigmoid", LAYOUT)),
         (3, ("lacks", "'dune'"), (*NAMES[:3], "--classes=Dune", *PREPROCESS, KIND, LAYOUT)),
@@ -237,7 +237,7 @@ def test_told_wrongly(
 
 def test_fixed_batch(net: nn.Module, command: Command) -> None:
     plain_export(net, torch.zeros(48, 3, 6, 10), dynamic=False)
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    told = (*NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     refuse(command, 2, ("batches of 48", "--batch-size 48"), *told)
     run(command, *told, "--batch-size=48")
     assert_same(stored(), pytorch(net))
@@ -245,14 +245,16 @@ def test_fixed_batch(net: nn.Module, command: Command) -> None:
 
 def test_half_precision_input(net: nn.Module, command: Command) -> None:
     plain_export(copy.deepcopy(net).half(), FLOATS.half())
-    refuse(command, 3, ("neither uint8 nor float32",), *NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    refuse(
+        command, 3, ("neither uint8 nor float32",), *NAMES, *PREPROCESS, KIND, "--input-layout=NCHW"
+    )
 
 
 def test_our_own_teacher_needs_no_telling(project: Project, command: Command) -> None:
-    outcome = command("infer", "--mean=0.5", "--layout=NCHW")
+    outcome = command("infer", "--mean=0.5", "--input-layout=NCHW")
     assert outcome.code == 2
     assert "carries its own metadata" in outcome.stderr
-    assert "infer.layout" in outcome.stderr
+    assert "infer.input_layout" in outcome.stderr
     assert "infer.mean" in outcome.stderr
 
 
@@ -260,7 +262,7 @@ def test_weights_in_a_file_beside_are_part_of_the_identity(
     net: nn.Module, command: Command
 ) -> None:
     assert Path("foreign.onnx.data").exists()
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    told = (*NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     run(command, *told)
     before = softlabel.open("labels").manifest.identity.teacher_sha256
     assert len(before) == 2
@@ -274,7 +276,7 @@ def test_weights_in_a_file_beside_are_part_of_the_identity(
 
 def test_weights_beside_must_be_there(net: nn.Module, command: Command) -> None:
     Path("foreign.onnx.data").unlink()
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    told = (*NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     refuse(command, 3, ("foreign.onnx", "'foreign.onnx.data'", "same folder"), *told)
 
 
@@ -284,7 +286,14 @@ def test_weights_beside_in_another_working_folder(
 ) -> None:
     other = make_project()
     shutil.copytree("data/train", other.root / "source")
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW", "--allow-bad-teacher", "--source=source")
+    told = (
+        *NAMES,
+        *PREPROCESS,
+        KIND,
+        "--input-layout=NCHW",
+        "--allow-bad-teacher",
+        "--source=source",
+    )
     teacher = f"--teacher={empty_project.root / 'foreign.onnx'}"
     outcome = other.run("infer", *told, teacher)
     assert outcome.code == 0, outcome.stderr
@@ -305,5 +314,5 @@ def test_weights_inside_a_subgraph_are_hashed(net: nn.Module, command: Command) 
     model.graph.node.append(onnx.helper.make_node("Constant", [], ["nudge"], value=tensor))
     model.graph.node.append(onnx.helper.make_node("Add", ["inner", "nudge"], [last]))
     Path("foreign.onnx").write_bytes(model.SerializeToString())
-    told = (*NAMES, *PREPROCESS, KIND, "--layout=NCHW")
+    told = (*NAMES, *PREPROCESS, KIND, "--input-layout=NCHW")
     refuse(command, 3, ("foreign.onnx",), *told)

@@ -50,7 +50,7 @@ def test_the_stored_values(labelled: Project) -> None:
     teacher = open_teacher(Path("models/teacher.onnx"), InferParams(), source.shape)
     session = TeacherSession(teacher, "cpu", 100)
     logits = np.concatenate(
-        [session.run(samples.inputs[first : first + 100]) for first in range(0, 500, 100)]
+        [session.run(samples.inputs[row : row + 100]).logits for row in range(0, 500, 100)]
     )
     labels = softlabel.open("labels")
     (block,) = labels.batches(500)

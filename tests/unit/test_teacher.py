@@ -25,7 +25,7 @@ TOLD = InferParams(
     classes=CLASSES,
     output_name="logits",
     output_kind="logits",
-    layout="NCHW",
+    input_layout="NCHW",
     mean=(0.5,),
     std=(0.25,),
 )
@@ -106,13 +106,13 @@ def test_free_picture_axes_take_the_sources_size(path: Path) -> None:
 
 
 def test_axes_follow_the_layout_told(path: Path) -> None:
-    told = TOLD.model_copy(update={"layout": "NHWC"})
+    told = TOLD.model_copy(update={"input_layout": "NHWC"})
     teacher = opened(path, make_model([float_input("n", 2, 3, 1)]), told)
     assert teacher.spec.preprocess.shape == SHAPE
 
 
 def test_the_only_output_and_uint8_arithmetic_need_not_be_told(path: Path) -> None:
-    told = InferParams(classes=CLASSES, output_kind="logits", layout="NHWC")
+    told = InferParams(classes=CLASSES, output_kind="logits", input_layout="NHWC")
     model = make_model([float_input("n", 2, 3, 1, kind=TensorProto.UINT8)], outputs=("scores",))
     teacher = opened(path, model, told)
     assert teacher.spec.output == "scores"
@@ -122,17 +122,17 @@ def test_the_only_output_and_uint8_arithmetic_need_not_be_told(path: Path) -> No
 def test_one_error_names_all_that_is_missing(path: Path) -> None:
     wanted = (
         r"teacher\.onnx: has no softlabel metadata and its classes, output name, output kind, "
-        r"layout, mean, std cannot be known; pass --classes, --output-name, --output-kind, "
-        r"--layout, --mean, --std \(outputs of the file: logits, features\)$"
+        r"input layout, mean, std cannot be known; pass --classes, --output-name, --output-kind, "
+        r"--input-layout, --mean, --std \(outputs of the file: logits, features\)$"
     )
     with pytest.raises(ParameterError, match=wanted):
         opened(path, make_model(outputs=("logits", "features")))
 
 
 def test_only_what_is_missing_is_named(path: Path) -> None:
-    told = TOLD.model_copy(update={"mean": (), "layout": None})
+    told = TOLD.model_copy(update={"mean": (), "input_layout": None})
     with pytest.raises(
-        ParameterError, match="its layout, mean cannot be known; pass --layout, --m"
+        ParameterError, match="its input layout, mean cannot be known; pass --input-layout, --m"
     ):
         opened(path, make_model(), told)
 
