@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.dense import DenseU8
+from softlabel.pipeline.factored import Factored
 from softlabel.pipeline.numerics import id_dtype, log_softmax, log_sums
 from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.parquet_columns import shard_schema
@@ -97,6 +99,9 @@ def check_bytes(folder: Path, manifest: Manifest, shard: ManifestShard) -> Itera
 
 def check_schema(folder: Path, packing: Packing, shard: ManifestShard) -> Iterator[Problem]:
     """Columns and metadata are those of this set, and the rows as many as planned."""
+    if packing.layout in ("sidecar", "merged"):
+        yield from _check_tar(folder, packing, shard)
+        return
     path = shard_path(folder, shard.name, packing)
     expected = shard_schema(packing)
     try:
@@ -107,6 +112,16 @@ def check_schema(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
         return
     if not schema.equals(expected, check_metadata=True):
         yield _problem("schema", shard, "columns or metadata are not those of this label set")
+    if rows != shard.rows:
+        yield _problem("schema", shard, f"it has {rows} rows, not {shard.rows}")
+
+
+def _check_tar(folder: Path, packing: Packing, shard: ManifestShard) -> Iterator[Problem]:
+    try:
+        rows = open_shard(folder, shard.name, packing).rows
+    except DataError as error:
+        yield _problem("schema", shard, f"its header or members cannot be read: {error}")
+        return
     if rows != shard.rows:
         yield _problem("schema", shard, f"it has {rows} rows, not {shard.rows}")
 
@@ -128,11 +143,13 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
 def check_coverage(
     folder: Path, manifest: Manifest, shard: ManifestShard, source: ParquetSource
 ) -> Iterator[Problem]:
-    """The shard's keys are those of its source rows, in order."""
+    """The shard's keys are those of its source rows, in order, each once a view."""
+    views = manifest.identity.views
     try:
         reader = open_shard(folder, shard.name, folder_packing(folder, manifest))
         stored = reader.keys().combine_chunks()
-        wanted = source.keys(shard.segments)
+        samples = source.keys(shard.segments)
+        wanted = samples.take(pa.array(np.arange(len(samples)).repeat(views)))
     except (DataError, KeyError) as error:
         yield _problem("coverage", shard, f"its keys cannot be compared: {error}")
         return
@@ -144,8 +161,9 @@ def check_coverage(
         yield _problem("coverage", shard, f"lacks {len(missing)} keys: {_few(missing)}")
     if extra:
         yield _problem("coverage", shard, f"holds {len(extra)} foreign keys: {_few(extra)}")
-    if pc.count_distinct(stored).as_py() != len(stored):
-        yield _problem("coverage", shard, "holds a key twice")
+    if pc.count_distinct(stored).as_py() * views != len(stored):
+        times = "twice" if views == 1 else f"other than {views} times"
+        yield _problem("coverage", shard, f"holds a key {times}")
     elif not missing and not extra:
         yield _problem("coverage", shard, "holds its keys in another order than the source")
 
@@ -191,21 +209,45 @@ def _bad_values(
     labels = block.labels.fill_null(0).to_numpy(zero_copy_only=False)
     yield "a label is outside the classes", (labels < 0) | (labels >= classes)
     yield "the shift is not finite", ~np.isfinite(block.shift)
+    unknown = np.asarray(block.top1 >= classes)
+    yield "top1 is outside the classes", unknown
+    if unknown.any():
+        return
     lowest = max(min(temperatures), 1.0)
     logits = block.logits(lowest)
     highest = logits.max(axis=1)
     yield "the largest logit is not 0", ~(highest == 0)
     top1 = logits.argmax(axis=1).astype(id_dtype(classes))
     yield "top1 is not the arg-max", top1 != block.top1
-    if "lse" in block.payload:
+    if isinstance(block.codec, DenseU8):
+        recorded = block.payload["lse"]
+        low, high = (log_sums(part, temperatures) for part in block.codec.bounds(block.payload))
+        inside = (low - LSE_TOLERANCE <= recorded) & (recorded <= high + LSE_TOLERANCE)
+        yield "the log-sums are not those of the logits", ~np.asarray(inside.all(axis=1))
+    elif "lse" in block.payload:
         recorded = block.payload["lse"]
         finite = np.where(np.isneginf(logits) | np.isfinite(logits), logits, np.float32(0))
         difference = np.abs(log_sums(finite, temperatures) - recorded)
-        tolerance = LSE_TOLERANCE * (20 if identity.codec == "dense-u8" else 1)
+        tolerance = np.full(len(block.top1), LSE_TOLERANCE)
+        if isinstance(block.codec, Factored):
+            slack = block.codec.slack(block.payload)
+            yield from _bad_features(block, block.codec, slack)
+            tolerance += 2 * slack / min(temperatures)
         yield "the log-sums are not those of the logits", ~(difference.max(axis=1) <= tolerance)
     if "tail_lse" in block.payload:
         most = np.log(classes - block.payload["ids"].shape[1]) + LSE_TOLERANCE
         yield "a tail is heavier than it can be", ~(block.payload["tail_lse"].max(axis=1) <= most)
+
+
+def _bad_features(
+    block: LabelBlock, codec: Factored, slack: npt.NDArray[np.float32]
+) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """The head over the features, before the stored top-1 settles the arg-max."""
+    made = codec.head.logits(block.payload["features"])
+    highest = made.max(axis=1)
+    chosen = made[np.arange(len(made)), block.top1]
+    yield "the shift is not the head's largest logit", ~(np.abs(highest - block.shift) <= slack)
+    yield "top1 is not the head's arg-max", ~(highest - chosen <= 2 * slack)
 
 
 def _problem(kind: str, shard: ManifestShard, message: str) -> Problem:

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from softlabel.pipeline import verification as checks
+from softlabel.pipeline.coverage import check_whole_coverage, check_whole_source
 from softlabel.pipeline.join import JoinedSamples
 from softlabel.pipeline.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset_folder import remove_shards
 from softlabel.pipeline.lease import lease
-from softlabel.pipeline.numerics import softmax
+from softlabel.pipeline.numerics import Floats, softmax
 from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.session import TeacherSession, in_class_order
+from softlabel.pipeline.replay import chain_loss, is_subset, stored_rows, why_not_replayed
+from softlabel.pipeline.session import TeacherSession
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.teacher import reopen_teacher
 from softlabel.schemas.errors import ParameterError
@@ -46,20 +49,24 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     problems = list(_stored(params.labels, manifest, progress))
     if source is not None:
         done += ["source", "coverage"]
-        problems += _against_source(params.labels, manifest, source)
+        headless = any(problem.kind == "head" for problem in problems)
+        problems += _against_source(params.labels, manifest, source, headless)
     replay = None
-    if source is not None and params.teacher is not None and not problems:
+    refusal = why_not_replayed(manifest) if params.teacher is not None else None
+    if source is not None and params.teacher is not None and not (problems or refusal):
         done += ["replay", "negative control"]
         replay = _replay(params, manifest, source)
         problems += _judge(replay)
     removed = _repair(params.labels, problems) if params.repair else ()
     return VerifyReport(
         labels=params.labels,
+        making=manifest.making,
         shards=len(manifest.shards),
         rows=manifest.rows,
         checks=tuple(done),
         problems=tuple(problems),
         replay=replay,
+        not_replayed=refusal,
         removed=removed,
     )
 
@@ -79,40 +86,71 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
         progress.advance(shard.rows)
 
 
-def _against_source(folder: Path, manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+def _against_source(
+    folder: Path, manifest: Manifest, source: ParquetSource, headless: bool
+) -> Iterator[Problem]:
+    if not manifest.aligned:
+        faults = list(check_whole_source(manifest, source))
+        yield from faults
+        if not headless and not faults:
+            yield from check_whole_coverage(folder, manifest, source)
+        return
     for shard in manifest.shards:
         faults = list(checks.check_source(folder, manifest, shard, source))
         yield from faults
-        if not faults and (folder / shard_file(shard.name, manifest.layout)).exists():
+        # Without its head no shard can be read, and none of them is to blame.
+        if headless or faults:
+            continue
+        if (folder / shard_file(shard.name, manifest.layout)).exists():
             yield from checks.check_coverage(folder, manifest, shard, source)
 
 
 def _replay(params: VerifyParams, manifest: Manifest, source: ParquetSource) -> Replay:
-    """Take samples by the student's own loader, run the teacher, compare at T = 1."""
+    """Take samples, by the student's own loader where it can, run the teacher, compare at T = 1."""
     labels = LabelSet(params.labels, manifest)
     temperature = max(1.0, min(labels.temperatures))
-    joined = JoinedSamples(source, labels, temperature)
-    rows = min(params.replay, joined.rows)
-    batch = next(joined.epoch(params.seed, 0, rows, max(rows, REPLAY_WINDOW)))
-    assert params.teacher is not None
-    teacher_file = reopen_teacher(params.teacher, manifest.identity)
-    size = teacher_file.fixed_batch or rows
-    session = TeacherSession(teacher_file, params.device, size)
-    run_teacher = in_class_order(session.run, manifest.identity.class_map)
-    pieces = [
-        run_teacher(batch.pixels[first : first + size]).logits for first in range(0, rows, size)
-    ]
-    teacher = np.concatenate(pieces) / np.float32(temperature)
-    assert batch.teacher is not None
-    stored = batch.teacher.astype(np.float32) / np.float32(temperature)
+    if is_subset(manifest, source):
+        pixels, logits = stored_rows(labels, source, temperature, params.replay, params.seed)
+    else:
+        pixels, logits = _student_rows(params, labels, source, temperature)
+    full = _run_teacher(params, manifest, pixels)
+    columns = manifest.identity.class_map
+    teacher = full if columns is None else full[:, list(columns)]
     near = min(manifest.fidelity, key=lambda item: abs(item.temperature - temperature))
+    loss = near.kl_mean
+    if manifest.identity.derived is not None:
+        codec = folder_packing(params.labels, manifest).codec
+        lost = chain_loss(full, columns, manifest.identity, codec, temperature)
+        loss = max(loss, checks.mean_divergence(teacher / temperature, lost / temperature))
+    teacher = teacher / np.float32(temperature)
+    stored = logits.astype(np.float32) / np.float32(temperature)
     return Replay(
-        rows=len(batch.labels),
+        rows=len(stored),
         kl_mean=checks.mean_divergence(teacher, stored),
-        kl_limit=KL_FLOOR + KL_FACTOR * near.kl_mean,
+        kl_limit=KL_FLOOR + KL_FACTOR * loss,
         probability_difference=float(np.abs(softmax(teacher, 1) - softmax(stored, 1)).max()),
         shifted_kl_mean=checks.mean_divergence(teacher, np.roll(stored, 1, axis=0)),
     )
+
+
+def _student_rows(
+    params: VerifyParams, labels: LabelSet, source: ParquetSource, T: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.floating]]:
+    joined = JoinedSamples(source, labels, T)
+    rows = min(params.replay, joined.rows)
+    batch = next(joined.epoch(params.seed, 0, rows, max(rows, REPLAY_WINDOW)))
+    assert batch.teacher is not None
+    return batch.pixels, batch.teacher
+
+
+def _run_teacher(params: VerifyParams, manifest: Manifest, pixels: npt.NDArray[np.uint8]) -> Floats:
+    """The teacher's logits of all its classes, in its own order."""
+    assert params.teacher is not None
+    teacher = reopen_teacher(params.teacher, manifest.identity)
+    size = teacher.fixed_batch or len(pixels)
+    session = TeacherSession(teacher, params.device, size)
+    parts = range(0, len(pixels), size)
+    return np.concatenate([session.run(pixels[first : first + size]).logits for first in parts])
 
 
 def _judge(replay: Replay) -> Iterator[Problem]:

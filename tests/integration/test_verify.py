@@ -39,6 +39,7 @@ from softlabel.schemas.params import (
     VerifyParams,
 )
 from softlabel.schemas.reports import Problem, VerifyReport
+from softlabel.schemas.sample import TeacherOutput
 from softlabel.stages import export, infer, prepare, train_student, verify
 
 Columns = dict[str, pa.Array]
@@ -298,7 +299,9 @@ def test_labels_of_other_rows_fail_the_replay_alone(world: Path) -> None:
 
 def test_a_replay_that_proves_nothing_says_so(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        TeacherSession, "run", lambda self, pixels: np.zeros((len(pixels), 10), np.float32)
+        TeacherSession,
+        "run",
+        lambda self, pixels: TeacherOutput(np.zeros((len(pixels), 10), np.float32)),
     )
     shutil.rmtree(world / "labels")
     infer.run(

@@ -1,0 +1,80 @@
+"""Whether a set that is not aligned with its source has the labels of that source's samples.
+
+Such a set was cut or ordered anew, so only the whole of it can be compared with the whole source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel.pipeline.packing import folder_packing
+from softlabel.pipeline.shards import open_shard
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Manifest, Segment
+from softlabel.schemas.reports import Problem
+
+FEW = 3
+
+
+def check_whole_source(manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+    """The source shards are those of the set's identity, by name, rows, bytes and digest."""
+    known = {file.name: file for file in source.files}
+    for recorded in manifest.identity.source:
+        if known.pop(recorded.name, None) != recorded:
+            message = f"{source.path} lacks {recorded.name} as it was when it was labelled"
+            yield _problem("source", message)
+    for name in known:
+        yield _problem("source", f"{source.path / name} was not labelled")
+
+
+def check_whole_coverage(
+    folder: Path, manifest: Manifest, source: ParquetSource
+) -> Iterator[Problem]:
+    """Every key is of the source and stands once, with all its views; none is missing.
+
+    But where a subset by key was asked for, others may be.
+    """
+    segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
+    packing = folder_packing(folder, manifest)
+    columns: list[pa.Array] = []
+    try:
+        wanted = source.keys(segments)
+        for shard in manifest.shards:
+            stored = open_shard(folder, shard.name, packing, shard.sha256).keys().combine_chunks()
+            columns.append(stored)
+            extra = _others(stored, wanted)
+            if extra:
+                message = f"{shard.name}: holds {len(extra)} foreign keys: {_few(extra)}"
+                yield Problem(kind="coverage", shard=shard.name, message=message)
+    except (DataError, KeyError) as error:
+        yield _problem("coverage", f"the keys cannot be compared: {error}")
+        return
+    counts = pc.value_counts(pa.chunked_array(columns))
+    views = manifest.identity.views
+    unequal = counts.field("values").filter(pc.not_equal(counts.field("counts"), views))
+    if len(unequal):
+        message = f"keys that do not stand {views} times: {_few(unequal.to_pylist())}"
+        yield _problem("coverage", message)
+    derived = manifest.identity.derived
+    missing = _others(wanted, counts.field("values"))
+    if missing and (derived is None or derived.keys_sha256 is None):
+        yield _problem("coverage", f"lacks {len(missing)} keys: {_few(missing)}")
+
+
+def _others(keys: pa.Array, known: pa.Array) -> list[str]:
+    found: list[str] = pc.unique(keys.filter(pc.invert(pc.is_in(keys, known)))).to_pylist()
+    return found
+
+
+def _problem(kind: str, message: str) -> Problem:
+    return Problem(kind=kind, shard=None, message=message)
+
+
+def _few(keys: list[str]) -> str:
+    shown = ", ".join(repr(key) for key in keys[:FEW])
+    return shown if len(keys) <= FEW else f"{shown} and {len(keys) - FEW} more"

@@ -1,0 +1,183 @@
+"""convert: a label set written again, in another layout, codec or sharding, or a part of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel.pipeline.conversion import Converter
+from softlabel.pipeline.derivation import check_derivable, converted_identity, reference_of
+from softlabel.pipeline.factored import Factored, Head
+from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.making import make_set, refuse_overlap
+from softlabel.pipeline.merged_layout import MergedWriting, TarSource
+from softlabel.pipeline.packing import folder_packing, make_packing
+from softlabel.pipeline.portions import Portion, whole_portions
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.rewriting import Rewriting
+from softlabel.pipeline.subset import KeyList, key_subset, read_class_list
+from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.labelset import (
+    CodecName,
+    Identity,
+    Layout,
+    Making,
+    Plan,
+    Reference,
+    ShardPlan,
+)
+from softlabel.schemas.params import ConvertParams
+from softlabel.schemas.reports import ConvertReport
+
+DEFAULT_K = 64
+
+
+def run(params: ConvertParams, progress: Progress | None = None) -> ConvertReport:
+    """Write the set, or finish what an earlier run of the same command began.
+
+    Raises ParameterError, DataError where what is asked for cannot be had from what is stored,
+    IdentityError, EnvironmentFault, LeaseHeld.
+    """
+    begin = time.perf_counter()
+    labels = open_labelset(params.labels)
+    refuse_overlap(params.output, [params.labels])
+    job = _job(params, labels)
+    made = make_set(
+        params.output,
+        job.plan,
+        job.writing.write_shard,
+        head=job.head,
+        reference=job.reference,
+        if_different=params.if_different,
+        overwrite=params.overwrite,
+        progress=progress or Quiet(),
+    )
+    manifest = made.manifest
+    return ConvertReport(
+        output=params.output,
+        identity_sha256=manifest.identity_sha256,
+        codec=manifest.identity.codec,
+        layout=manifest.layout,
+        rows=manifest.rows,
+        rows_written=made.rows_written,
+        shards=len(manifest.shards),
+        shards_kept=made.shards_kept,
+        bytes_before=sum(shard.bytes for shard in labels.manifest.shards),
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        seconds=time.perf_counter() - begin,
+        reference=manifest.reference,
+        kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity}
+        if job.writing.repacks
+        else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    plan: Plan
+    head: Head | None
+    reference: Reference
+    writing: Rewriting | MergedWriting
+
+
+def _job(params: ConvertParams, labels: LabelSet) -> _Job:
+    """All that the stored labels and the parameters decide, before anything is written."""
+    old = labels.manifest
+    classes = None if params.classes is None else read_class_list(params.classes, labels)
+    codec = params.codec or old.identity.codec
+    k = _kept_classes(params, labels, codec)
+    check_derivable(labels, codec, k, classes)
+    layout = _layout(params, labels)
+    cut = _cut(params, labels)
+    head = _head(labels, codec, classes)
+    identity = converted_identity(labels, codec, k, classes, cut.keys_sha256, head)
+    plan = Plan(
+        identity=identity,
+        making=_making(params, identity, layout),
+        execution=None,
+        layout=layout,
+        aligned=cut.aligned,
+        prior=old.prior if identity.tail == "prior" else None,
+        shards=cut.shards,
+    )
+    packing = make_packing(identity, layout, prior=plan.prior, head=head, made_by="convert")
+    repacks = classes is not None or (codec, k) != (old.identity.codec, old.identity.k)
+    converter = Converter(packing.codec if repacks else None, classes)
+    writing: Rewriting | MergedWriting
+    if cut.source is None:
+        writing = Rewriting(labels, packing, converter, cut.portions, cut.rows)
+    else:
+        writing = MergedWriting(labels, packing, converter, cut.source)
+    return _Job(plan, head, reference_of(labels) if repacks else old.reference, writing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Which rows go where: portions of the set in its order, or the tars of the source."""
+
+    shards: tuple[ShardPlan, ...]
+    aligned: bool
+    portions: tuple[Portion, ...] = ()
+    rows: npt.NDArray[np.int64] | None = None
+    keys_sha256: str | None = None
+    source: TarSource | None = None
+
+
+def _cut(params: ConvertParams, labels: LabelSet) -> _Cut:
+    if params.source is not None:
+        source = TarSource(params.source)
+        return _Cut(source.shards(labels), aligned=False, source=source)
+    if params.keys is None:
+        portions = whole_portions(labels.manifest, params.shard_rows)
+        return _Cut(_shards(portions), labels.manifest.aligned, portions)
+    subset = key_subset(labels, KeyList(params.keys), params.shard_rows)
+    portions = subset.portions
+    return _Cut(_shards(portions), False, portions, subset.rows, subset.keys_sha256)
+
+
+def _shards(portions: Sequence[Portion]) -> tuple[ShardPlan, ...]:
+    return tuple(portion.shard for portion in portions)
+
+
+def _kept_classes(params: ConvertParams, labels: LabelSet, codec: CodecName) -> int | None:
+    if codec == "topk":
+        return params.k or labels.manifest.identity.k or DEFAULT_K
+    if params.k is not None:
+        raise ParameterError(f"convert.k: is for codec topk, the labels become {codec}; leave --k")
+    return None
+
+
+def _layout(params: ConvertParams, labels: LabelSet) -> Layout:
+    layout = params.layout or labels.manifest.layout
+    if layout == "merged" and params.source is None:
+        raise ParameterError(
+            f"convert.layout: {labels.folder} is merged with its source; pass --layout merged "
+            "and --source, or another --layout"
+        )
+    return layout
+
+
+def _head(labels: LabelSet, codec: CodecName, classes: Sequence[int] | None) -> Head | None:
+    if codec != "factored":
+        return None
+    stored = folder_packing(labels.folder, labels.manifest).codec
+    assert isinstance(stored, Factored)
+    return stored.head if classes is None else stored.head.take(classes)
+
+
+def _making(params: ConvertParams, identity: Identity, layout: Layout) -> Making:
+    """The command without this machine's paths: what decides the labels and their shards."""
+    words = ["softlabel convert --labels LABELS --output OUTPUT"]
+    words += [f"--layout {layout} --codec {identity.codec}"]
+    if identity.k is not None:
+        words.append(f"--k {identity.k}")
+    if params.shard_rows is not None:
+        words.append(f"--shard-rows {params.shard_rows}")
+    for name in ("keys", "classes", "source"):
+        if getattr(params, name) is not None:
+            words.append(f"--{name} {name.upper()}")
+    return Making(verb="convert", command=" ".join(words))

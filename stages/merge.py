@@ -1,0 +1,159 @@
+"""merge: several label sets of one source into one, the mean of what their teachers said."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from softlabel.pipeline.derivation import codec_chain, merged_reference
+from softlabel.pipeline.labelset import LabelSet, open_labelset
+from softlabel.pipeline.making import make_set, refuse_overlap
+from softlabel.pipeline.merging import Mean, Members, merge_blocks
+from softlabel.pipeline.numerics import Floats
+from softlabel.pipeline.packing import make_packing
+from softlabel.pipeline.portions import whole_portions
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.rewriting import digests_of, read_receipts, source_digests
+from softlabel.pipeline.shards import writing_shard
+from softlabel.pipeline.tally import Tally, measured_rows
+from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.labelset import Derivation, Identity, Making, Plan, Receipt, ShardPlan
+from softlabel.schemas.params import MergeParams
+from softlabel.schemas.reports import MergeReport
+
+
+def run(params: MergeParams, progress: Progress | None = None) -> MergeReport:
+    """Write the mean of the sets, or finish what an earlier run of the same command began.
+
+    Raises ParameterError, DataError where the sets do not belong together or the codec cannot hold
+    a row, IdentityError, EnvironmentFault, LeaseHeld.
+    """
+    begin = time.perf_counter()
+    refuse_overlap(params.output, params.labels)
+    sets = [open_labelset(folder) for folder in params.labels]
+    weights = _normalised(params.weights or (1.0,) * len(sets))
+    plan = _plan(params, sets, weights)
+    made = make_set(
+        params.output,
+        plan,
+        _Merging(sets, plan, Mean(weights, params.temperature)).write_shard,
+        reference=merged_reference(sets),
+        if_different=params.if_different,
+        overwrite=params.overwrite,
+        progress=progress or Quiet(),
+    )
+    manifest = made.manifest
+    return MergeReport(
+        output=params.output,
+        identity_sha256=manifest.identity_sha256,
+        codec=manifest.identity.codec,
+        rows=manifest.rows,
+        rows_written=made.rows_written,
+        shards=len(manifest.shards),
+        shards_kept=made.shards_kept,
+        members=len(sets),
+        weights=weights,
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        seconds=time.perf_counter() - begin,
+        kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
+    )
+
+
+class _Merging:
+    """Writes the shards of a merged set: those of the first member, row for row."""
+
+    def __init__(self, sets: Sequence[LabelSet], plan: Plan, mean: Mean) -> None:
+        self._members = Members(sets)
+        self._mean = mean
+        self._packing = make_packing(plan.identity, plan.layout, made_by="merge")
+        portions = whole_portions(sets[0].manifest, None)
+        self._portions = {portion.shard.name: portion for portion in portions}
+        self._digests = source_digests(read_receipts(sets[0]))
+
+    def write_shard(
+        self, shard: ShardPlan, folder: Path, on_rows: Callable[[int], None]
+    ) -> Receipt:
+        """Write one shard; raises DataError as `merge_blocks` does."""
+        portion = self._portions[shard.name]
+        temperatures = self._packing.identity.temperatures
+        tally = Tally(temperatures, measured_rows(len(self._portions)))
+        with writing_shard(folder, shard.name, self._packing) as writer:
+            for blocks in self._members.read(portion.first, portion.stop):
+                d, shift = self._mean.of(self._members.logits(blocks))
+                merged = merge_blocks(blocks[0], d, shift, self._packing.codec)
+                tally.add(merged, _at_any_temperature(d))
+                writer.append(merged)
+                on_rows(len(merged))
+            file = writer.finish()
+        source = digests_of(shard, self._digests)
+        return tally.receipt(shard, self._packing.identity_sha256, file, source)
+
+
+def _at_any_temperature(d: Floats) -> Callable[[float], Floats]:
+    return lambda T: d
+
+
+def _plan(params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, ...]) -> Plan:
+    first = sets[0].manifest
+    return Plan(
+        identity=_identity(params, sets, weights),
+        making=_making(params),
+        execution=None,
+        layout="packed" if first.layout == "merged" else first.layout,
+        aligned=first.aligned,
+        shards=tuple(portion.shard for portion in whole_portions(first, None)),
+    )
+
+
+def _identity(
+    params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, ...]
+) -> Identity:
+    """The first member's, with every member's teacher; each keeps the rest in its own identity."""
+    members = [labels.manifest.identity for labels in sets]
+    first = members[0]
+    if params.codec == "topk" and params.k >= len(first.classes):
+        raise ParameterError(
+            f"merge.k: {params.k} of {len(first.classes)} classes is not fewer than all; pass a "
+            "smaller --k"
+        )
+    subsets = [m.derived.keys_sha256 for m in members if m.derived and m.derived.keys_sha256]
+    return first.model_copy(
+        update={
+            "teacher_sha256": tuple(sha for member in members for sha in member.teacher_sha256),
+            "class_map": None,
+            "codec": params.codec,
+            "k": params.k if params.codec == "topk" else None,
+            "tail": "uniform" if params.codec == "topk" else None,
+            "head_sha256": None,
+            "features": None,
+            "derived": Derivation(
+                verb="merge",
+                parents=tuple(labels.identity for labels in sets),
+                codecs=tuple(dict.fromkeys(c for labels in sets for c in codec_chain(labels))),
+                keys_sha256=subsets[0] if subsets else None,
+                weights=weights,
+                mean=params.mean,
+                temperature=params.temperature,
+            ),
+        }
+    )
+
+
+def _making(params: MergeParams) -> Making:
+    """The command without this machine's paths."""
+    words = ["softlabel merge", *["--labels LABELS"] * len(params.labels), "--output OUTPUT"]
+    words += [f"--weights {weight:g}" for weight in params.weights]
+    words.append(f"--mean {params.mean}")
+    if params.temperature is not None:
+        words.append(f"--temperature {params.temperature:g}")
+    words.append(f"--codec {params.codec}")
+    if params.codec == "topk":
+        words.append(f"--k {params.k}")
+    return Making(verb="merge", command=" ".join(words))
+
+
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
