@@ -1,0 +1,277 @@
+"""plan: every codec tried on a sample of the source, before the long run."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from softlabel.pipeline.classes import class_map, read_class_names
+from softlabel.pipeline.codec_trial import Losses, Trial, try_packings
+from softlabel.pipeline.factored import Head
+from softlabel.pipeline.onnx_head import LinearEnd, checking_head, find_head
+from softlabel.pipeline.packing import Packing, make_packing
+from softlabel.pipeline.plan import batches, plan_shards
+from softlabel.pipeline.prior import BATCHES, TailPrior, spread_rows
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.runner import naming_the_key, shift_output
+from softlabel.pipeline.session import TeacherSession, in_class_order
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teacher import Teacher, open_teacher
+from softlabel.schemas.errors import DataError, EnvironmentFault
+from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
+from softlabel.schemas.params import InferParams, PlanParams
+from softlabel.schemas.reports import CodecPlanReport, CodecTrial, Loss
+from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
+
+TOPK = (10, 64)
+# How much larger a KL must be at another temperature to be worth a line.
+GROWN = 2.0
+
+
+@dataclass
+class _Clock:
+    """Seconds that reading and the teacher took over the sample."""
+
+    read: float = 0.0
+    teacher: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """The opened teacher and source. order: see `Identity.class_map`."""
+
+    source: ParquetSource
+    sample: ShardPlan
+    identity: Identity
+    run_teacher: RunTeacher
+    record: ExecutionRecord
+    head: Head | None
+
+
+def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport:
+    """Run the teacher on a sample of the source and measure every codec on what it says.
+
+    Writes nothing but temporary files. Raises ParameterError, DataError, EnvironmentFault.
+    """
+    progress = progress or Quiet()
+    asked = params
+    params = params.model_copy(update={"classes": read_class_names(params.classes)})
+    notes: list[str] = []
+    world = _open(params, notes)
+    record = world.record
+    progress.say(f"teacher {params.teacher} on {record.device} ({record.provider})")
+    packings = _packings(params, world, progress)
+    clock = _Clock()
+    progress.start("plan", world.sample.rows, "samples")
+    try:
+        with tempfile.TemporaryDirectory(prefix="softlabel-plan-") as folder:
+            outputs = _outputs(params, world, world.sample, progress, clock)
+            trials = try_packings(packings, outputs, Path(folder))
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}; make room, "
+            "set TMPDIR to another folder, or pass fewer --rows"
+        ) from error
+    tried = []
+    for trial in trials:
+        if trial.refused is not None:
+            notes.append(f"{_name(trial.packing)} is left out: {trial.refused}")
+        else:
+            tried.append(_measured(params, world, clock, trial))
+    return _report(asked, world, clock, tried, [*notes, *_grown(tried)])
+
+
+def _open(params: PlanParams, notes: list[str]) -> _World:
+    source = ParquetSource(params.source)
+    teacher = open_teacher(params.teacher, params, source.shape)
+    names = (f"teacher {params.teacher}", f"source {params.source}")
+    order = class_map(teacher.spec.classes, source.classes, names)
+    sample = _sample(source, params.rows)
+    first = source.read(next(batches(sample, params.batch_size)))
+    session, end = _session(params, teacher, first, notes)
+    identity = Identity(
+        teacher_sha256=teacher.sha256,
+        preprocess=teacher.spec.preprocess,
+        classes=source.classes,
+        class_map=order,
+        output=teacher.spec.output,
+        output_kind=teacher.spec.output_kind,
+        source=source.files,
+        temperatures=params.temperatures,
+        codec="dense-f32",
+    )
+    head = None if end is None else end.head if order is None else end.head.take(order)
+    run_teacher = in_class_order(session.run, order)
+    return _World(source, sample, identity, run_teacher, session.record, head)
+
+
+def _session(
+    params: PlanParams, teacher: Teacher, first: SampleBlock, notes: list[str]
+) -> tuple[TeacherSession, LinearEnd | None]:
+    """The teacher, warm, and its last linear layer where codec `factored` can use that."""
+    try:
+        end = find_head(params.teacher, teacher.spec.output, len(teacher.spec.classes))
+        session = TeacherSession(teacher, params.device, params.batch_size, end)
+        checking_head(session.run, end.head, params.teacher)(first.inputs)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{params.teacher}: ").rpartition(";")[0]
+        notes.append(f"factored is left out: {reason}")
+    else:
+        return session, end
+    session = TeacherSession(teacher, params.device, params.batch_size)
+    session.run(first.inputs)
+    return session, None
+
+
+def _packings(params: PlanParams, world: _World, progress: Progress) -> list[Packing]:
+    identity = world.identity
+    packings = [
+        make_packing(identity.model_copy(update={"codec": codec}))
+        for codec in ("dense-f32", "dense-f16", "dense-u8")
+    ]
+    for k, prior in _priors(params, world, progress).items():
+        topk = identity.model_copy(update={"codec": "topk", "k": k, "tail": "uniform"})
+        packings.append(make_packing(topk))
+        packings.append(make_packing(topk.model_copy(update={"tail": "prior"}), prior=prior))
+    if world.head is not None:
+        factored = {"codec": "factored", "head_sha256": world.head.digest()}
+        packings.append(make_packing(identity.model_copy(update=factored), head=world.head))
+    return packings
+
+
+def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, tuple[float, ...]]:
+    """For each k, the class prior that 'infer' would take; one pass of the teacher for all."""
+    classes = len(world.identity.classes)
+    priors = {k: TailPrior(classes, k) for k in TOPK if k < classes}
+    if priors:
+        sample = _sample(world.source, BATCHES * params.batch_size)
+        progress.start("class prior", sample.rows, "samples")
+        for _, output in _outputs(params, world, sample, progress, _Clock()):
+            d = shift_output(output).d
+            for prior in priors.values():
+                prior.add(d)
+    return {k: prior.logits() for k, prior in priors.items()}
+
+
+def _sample(source: ParquetSource, rows: int) -> ShardPlan:
+    segments = tuple(spread_rows(source.files, rows))
+    return ShardPlan(
+        name="sample", rows=sum(segment.rows for segment in segments), segments=segments
+    )
+
+
+def _outputs(
+    params: PlanParams, world: _World, sample: ShardPlan, progress: Progress, clock: _Clock
+) -> Iterator[tuple[SampleBlock, TeacherOutput]]:
+    """The samples and what the teacher says of them. Raises DataError, naming the key, for NaN."""
+    for segments in batches(sample, params.batch_size):
+        begin = time.perf_counter()
+        samples = world.source.read(segments)
+        read = time.perf_counter()
+        output = world.run_teacher(samples.inputs)
+        clock.read += read - begin
+        clock.teacher += time.perf_counter() - read
+        with naming_the_key(samples):
+            shift_output(output)
+        yield samples, output
+        progress.advance(len(samples))
+
+
+def _measured(params: PlanParams, world: _World, clock: _Clock, trial: Trial) -> CodecTrial:
+    identity = trial.packing.identity
+    shards = plan_shards(world.source.files, params.batch_size, params.shard_rows)
+    head = world.head.to_bytes() if world.head and identity.codec == "factored" else b""
+    rows = world.source.rows
+    busy = clock.read + clock.teacher + trial.encode_seconds + trial.write_seconds
+    kl = {str(T): _loss(values) for T, values in trial.kl.items()}
+    return CodecTrial(
+        name=_name(trial.packing),
+        codec=identity.codec,
+        k=identity.k,
+        tail=identity.tail,
+        bytes_per_sample=trial.bytes_a_row,
+        bytes=round(rows * trial.bytes_a_row) + len(shards) * trial.bytes_a_shard + len(head),
+        kl=kl,
+        tv={str(T): _loss(values) for T, values in trial.tv.items()},
+        top1_agreement=trial.agreed / trial.rows,
+        samples_per_second=trial.rows / trial.encode_seconds,
+        seconds=rows / trial.rows * busy,
+        fits=all(loss.mean <= params.max_kl for loss in kl.values()),
+    )
+
+
+def _loss(batches: Sequence[Losses]) -> Loss:
+    values = np.concatenate(batches)
+    return Loss(mean=float(values.mean()), p99=float(np.quantile(values, 0.99)))
+
+
+def _name(packing: Packing) -> str:
+    identity = packing.identity
+    if identity.codec != "topk":
+        return identity.codec
+    return f"topk {identity.k}" + (", prior" if identity.tail == "prior" else "")
+
+
+def _grown(trials: Sequence[CodecTrial]) -> list[str]:
+    """A line where the KL of a top-k is much larger at another temperature than at the smallest."""
+    lines = []
+    for trial in trials:
+        lowest, *others = sorted(trial.kl, key=float)
+        worst = max(others, key=lambda T: trial.kl[T].mean, default=lowest)
+        near, far = trial.kl[lowest].mean, trial.kl[worst].mean
+        if trial.codec == "topk" and far > GROWN * near:
+            lines.append(
+                f"top-k is a format for T near 1: the KL of {trial.name} grows from {near:.1e} at "
+                f"T={float(lowest):g} to {far:.1e} at T={float(worst):g}"
+            )
+    return lines[:1]
+
+
+def _report(
+    params: PlanParams,
+    world: _World,
+    clock: _Clock,
+    trials: Sequence[CodecTrial],
+    notes: Sequence[str],
+) -> CodecPlanReport:
+    fitting = [trial for trial in trials if trial.fits]
+    best = min(fitting, key=lambda trial: trial.bytes, default=None)
+    return CodecPlanReport(
+        teacher=params.teacher,
+        source=params.source,
+        rows=world.source.rows,
+        sampled=world.sample.rows,
+        classes=len(world.identity.classes),
+        temperatures=params.temperatures,
+        max_kl=params.max_kl,
+        provider=world.record.provider,
+        device=world.record.device,
+        teacher_samples_per_second=world.sample.rows / clock.teacher,
+        trials=tuple(trials),
+        recommended=None if best is None else best.name,
+        command=None if best is None else _command(params, best),
+        notes=tuple(notes),
+    )
+
+
+def _command(params: PlanParams, trial: CodecTrial) -> str:
+    """The 'infer' with this codec, and with all that was said of the teacher and the run."""
+    flags: dict[str, object] = {"teacher": params.teacher, "source": params.source}
+    flags |= {"codec": trial.codec}
+    if trial.codec == "topk":
+        flags |= {"k": trial.k, "tail": trial.tail}
+    for name, value in params:
+        field = InferParams.model_fields.get(name)
+        if field is not None and name not in flags and value != field.get_default():
+            flags[name] = value
+    words = ["softlabel", "infer"]
+    for name, value in flags.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [f"--{name.replace('_', '-')}", str(item)]
+    return shlex.join(words)
