@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.numerics import softmax
+from softlabel.pipeline.numerics import Floats, softmax
 from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.schemas.labelset import Manifest
 from softlabel.schemas.params import InspectParams
-from softlabel.schemas.reports import InspectReport, RowView
+from softlabel.schemas.reports import InspectReport, PositionView, RowView
 
 BATCH_ROWS = 4096
+# A row may be a sequence of thousands of positions.
+BATCH_SEQUENCES = 64
+# Logits decoded at a time: 16 MB.
+CELLS = 2**22
+SHOWN_POSITIONS = 3
 
 
 def run(params: InspectParams, progress: Progress | None = None) -> InspectReport:
@@ -19,60 +27,106 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
     progress = progress or Quiet()
     labels = open_labelset(params.labels)
     manifest = labels.manifest
+    identity = manifest.identity
     progress.start("inspect", len(labels), "rows")
     entropy = np.zeros(len(labels.temperatures))
+    positions = 0
     views: list[RowView] = []
-    for block in labels.batches(BATCH_ROWS):
+    for block in labels.batches(BATCH_SEQUENCES if identity.positions else BATCH_ROWS):
         for index, temperature in enumerate(labels.temperatures):
-            entropy[index] += _entropies(block, temperature).sum(dtype=np.float64)
+            entropy[index] += _entropy(block, labels.num_classes, temperature)
+        positions += len(block.top1)
         wanted = min(params.rows - len(views), len(block))
-        views += [_view(labels, block, row, params.top) for row in range(wanted)]
+        views += [_row(labels, block.slice(row, 1), params.top) for row in range(wanted)]
         progress.advance(len(block))
     size = sum(shard.bytes for shard in manifest.shards)
     counts = manifest.statistics
     return InspectReport(
         labels=params.labels,
         identity_sha256=labels.identity,
-        teacher_sha256=manifest.identity.teacher_sha256,
-        codec=_codec_name(labels),
+        teacher_sha256=identity.teacher_sha256,
+        making=manifest.making,
+        derived=identity.derived,
+        codec=_codec_name(manifest),
+        layout=manifest.layout,
+        aligned=manifest.aligned,
         rows=len(labels),
+        views=identity.views,
+        positions=positions if identity.positions else None,
+        features=identity.features,
         shards=len(manifest.shards),
         bytes=size,
         bytes_per_row=size / len(labels),
         classes=labels.classes,
         temperatures=labels.temperatures,
+        reference=_reference(manifest),
         kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
         entropy={
-            str(temperature): float(total) / len(labels)
+            str(temperature): float(total) / max(1, positions)
             for temperature, total in zip(labels.temperatures, entropy, strict=True)
         },
+        labelled=counts.labelled,
         label_accuracy=counts.correct / counts.labelled if counts.labelled else None,
         row_views=tuple(views),
     )
 
 
-def _codec_name(labels: LabelSet) -> str:
-    identity = labels.manifest.identity
-    return identity.codec if identity.k is None else f"{identity.codec} {identity.k}"
+def _codec_name(manifest: Manifest) -> str:
+    identity = manifest.identity
+    if identity.codec != "topk":
+        return identity.codec
+    return f"topk {identity.k} with tail {identity.tail or 'uniform'}"
 
 
-def _entropies(block: LabelBlock, temperature: float) -> np.ndarray:
-    probs = block.probs(temperature)
-    logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-    return np.asarray(-(probs * logs).sum(axis=1))
+def _reference(manifest: Manifest) -> str:
+    """What the recorded KL is measured against, after 'KL to the'."""
+    if manifest.reference == "float32 logits":
+        return manifest.reference
+    return f"{manifest.reference} labels it was converted from"
 
 
-def _view(labels: LabelSet, block: LabelBlock, row: int, top: int) -> RowView:
-    one = block.slice(row, 1)
-    first = one.logits(max(1.0, *labels.temperatures))[0]
-    likeliest = np.argsort(-first, kind="stable")[:top]
-    label = one.labels[0].as_py()
+def _entropy(block: LabelBlock, classes: int, T: float) -> float:
+    """Entropy of the soft targets at T in nats, summed over all positions."""
+    total = 0.0
+    for logits in _decoded(block, classes, T):
+        probs = softmax(logits, T)
+        logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
+        total -= float((probs * logs).sum(dtype=np.float64))
+    return total
+
+
+def _decoded(block: LabelBlock, classes: int, T: float) -> Iterator[Floats]:
+    """The logits of a block's positions in pieces, for rows may be many and wide."""
+    columns = {**block.payload, "top1": block.top1}
+    step = max(1, CELLS // classes)
+    for first in range(0, len(block.top1), step):
+        piece = {name: values[first : first + step] for name, values in columns.items()}
+        yield block.codec.logits(piece, T)
+
+
+def _row(labels: LabelSet, one: LabelBlock, top: int) -> RowView:
+    """A block of one row as people read it; of a sequence its first positions."""
+    decoded = [one.logits(T) for T in labels.temperatures]
+    shown = min(len(one.top1), SHOWN_POSITIONS)
     return RowView(
         key=one.keys[0].as_py(),
+        view=None if one.views is None else int(one.views[0]),
+        length=None if one.lengths is None else int(one.lengths[0]),
+        positions=tuple(
+            _position(labels, [logits[index] for logits in decoded], one.labels[index].as_py(), top)
+            for index in range(shown)
+        ),
+    )
+
+
+def _position(labels: LabelSet, decoded: list[Floats], label: int | None, top: int) -> PositionView:
+    """One distribution; `decoded` holds its logits at each recorded temperature."""
+    likeliest = np.argsort(-decoded[0], kind="stable")[:top]
+    return PositionView(
         label=None if label is None else labels.classes[label],
         likeliest=tuple(labels.classes[index] for index in likeliest),
         targets={
-            str(T): tuple(softmax(one.logits(T), T)[0][likeliest].tolist())
-            for T in labels.temperatures
+            str(T): tuple(softmax(logits, T)[likeliest].tolist())
+            for T, logits in zip(labels.temperatures, decoded, strict=True)
         },
     )

@@ -1,0 +1,160 @@
+"""Memory does not grow with the rows: what 4N take at the most is what N take."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from softlabel.pipeline import parquet_shards
+from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.codec import shift_rows
+from softlabel.pipeline.packing import make_packing
+from tests.unit.blocks import packing_of, write_set
+
+CLASSES = 1000
+SHARD_ROWS = 25_000
+# A shard of 100 MB has two dozen row groups, so that N rows fill every queue already.
+GROUP_BYTES = 4 * 2**20
+ALLOWED = 1.1
+
+# ru_maxrss begins at what the parent held when it forked; this begins anew with the program.
+STATUS = Path("/proc/self/status")
+PEAK = f"""
+(line,) = [line for line in open({str(STATUS)!r}) if line.startswith("VmHWM:")]
+print(line.split()[1])
+"""
+SMALL_GROUPS = f"""
+from softlabel.pipeline import parquet_shards
+parquet_shards.ROW_GROUP_BYTES = {GROUP_BYTES}
+"""
+READ = """
+import sys, softlabel
+labels = softlabel.open(sys.argv[1])
+rows = sum(len(block.payload["logits"]) for block in labels.batches(256))
+assert rows == len(labels)
+"""
+KEEP = """
+import sys, softlabel
+labels = softlabel.open(sys.argv[1])
+kept = [block.payload["logits"].copy() for block in labels.batches(256)]
+"""
+# The cache is mapped, so its pages count as the process's although they are the kernel's to take
+# back: what the process holds itself is looked at all the time.
+LOOKUP = """
+import sys, threading, time, softlabel
+held = []
+def look():
+    while True:
+        with open("/proc/self/status") as status:
+            held.extend(line.split()[1] for line in status if line.startswith("RssAnon:"))
+        time.sleep(0.002)
+threading.Thread(target=look, daemon=True).start()
+labels = softlabel.open(sys.argv[1])
+keys = [f"n{row:07d}" for row in range(0, len(labels), len(labels) // 100)]
+assert labels.lookup(keys).keys.to_pylist() == keys
+print(max(map(int, held)))
+"""
+CONVERT = """
+import sys
+from softlabel import cli
+code = cli.run(["convert", "--labels", sys.argv[1], "--output", sys.argv[1] + sys.argv[2]]
+               + sys.argv[3:])
+assert code == 0
+"""
+INSPECT = """
+import sys
+from softlabel import cli
+assert cli.run(["inspect", "--labels", sys.argv[1], "--json"]) == 0
+"""
+VERIFY = """
+import sys
+from softlabel import cli
+assert cli.run(["verify", "--labels", sys.argv[1], "--json"]) == 0
+"""
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not STATUS.exists(), reason="the peak is read from Linux's /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Label sets of N and of 4N rows, of 100 and 400 MB."""
+    folder = tmp_path_factory.mktemp("memory")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_shards, "ROW_GROUP_BYTES", GROUP_BYTES)
+        made = write(folder / "one", 1), write(folder / "four", 4)
+    yield made
+    shutil.rmtree(folder)
+
+
+def write(folder: Path, shards: int) -> Path:
+    base = packing_of("dense-f32").identity
+    classes = tuple(f"c{number}" for number in range(CLASSES))
+    packing = make_packing(base.model_copy(update={"classes": classes}))
+    logits = np.random.default_rng(0).normal(0, 4, (SHARD_ROWS, CLASSES)).astype(np.float32)
+    rows = shift_rows(logits)
+    payload = packing.codec.encode(rows)
+    labels = pa.nulls(SHARD_ROWS, pa.int32())
+
+    def shard(number: int) -> LabelBlock:
+        first = number * SHARD_ROWS
+        keys = pa.array([f"n{row:07d}" for row in range(first, first + SHARD_ROWS)], pa.string())
+        return LabelBlock(keys, labels, rows.top1, rows.shift, payload, packing.codec)
+
+    return write_set(folder, packing, [shard(number) for number in range(shards)])
+
+
+def peak(program: str, *arguments: str) -> int:
+    """What the program prints last: the most memory that its process held, in kB."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_GROUPS + program, *arguments],
+        cwd=Path(arguments[0]).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def expect_constant(sets: tuple[Path, Path], program: str, *arguments: str) -> None:
+    one, four = (peak(program, str(folder), *arguments) for folder in sets)
+    assert four <= ALLOWED * one, f"{four} kB for 4N rows, {one} kB for N"
+
+
+def test_the_measure_sees_growth(sets: tuple[Path, Path]) -> None:
+    """What keeps every batch is found out, so the others pass for a reason."""
+    with pytest.raises(AssertionError, match="kB for 4N rows"):
+        expect_constant(sets, KEEP + PEAK)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [READ + PEAK, LOOKUP, INSPECT + PEAK, VERIFY + PEAK],
+    ids=["batches", "lookup", "inspect", "verify"],
+)
+def test_reading(sets: tuple[Path, Path], program: str) -> None:
+    expect_constant(sets, program)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-lists", "--layout", "lists"),
+        ("-half", "--codec", "dense-f16"),
+        ("-sidecar", "--layout", "sidecar"),
+        ("-small", "--shard-rows", "7000"),
+    ],
+    ids=["lists", "dense-f16", "sidecar", "shard-rows"],
+)
+def test_converting(sets: tuple[Path, Path], arguments: tuple[str, ...]) -> None:
+    expect_constant(sets, CONVERT + PEAK, *arguments)
