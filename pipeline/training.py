@@ -36,10 +36,12 @@ def train(
     steps_per_epoch: int,
     validation: ParquetSource | None,
     on_epoch: Callable[[EpochRecord], None],
+    fitted_temperature: float = 1.0,
 ) -> None:
     """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]`.
 
-    `batches(epoch)` gives the epoch's batches; `on_epoch` hears of every finished epoch. Raises
+    `batches(epoch)` gives the epoch's batches; `on_epoch` hears of every finished epoch.
+    `fitted_temperature` divides the teacher's logits alone, before T divides both sides. Raises
     DataError where the loss is not finite.
     """
     optimizer = _optimizer(params, model)
@@ -53,7 +55,7 @@ def train(
         for batch in prefetch(batches(epoch), BATCHES_AHEAD, "batches"):
             labels = fabric.to_device(torch.from_numpy(batch.labels))
             student = wrapped(fabric.to_device(torch.from_numpy(batch.pixels)))
-            teacher = _teacher(fabric, batch)
+            teacher = _teacher(fabric, batch, fitted_temperature)
             terms = distillation_terms(params, term, student.float(), teacher, labels)
             optimizer.zero_grad()
             fabric.backward(terms.total)
@@ -101,10 +103,10 @@ def predict(
             yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
 
 
-def _teacher(fabric: Fabric, batch: TrainingBatch) -> Tensor | None:
+def _teacher(fabric: Fabric, batch: TrainingBatch, fitted_temperature: float) -> Tensor | None:
     if batch.teacher is None:
         return None
-    return fabric.to_device(torch.from_numpy(batch.teacher)).float()
+    return fabric.to_device(torch.from_numpy(batch.teacher)).float() / fitted_temperature
 
 
 def _optimizer(params: TrainParams, model: nn.Module) -> torch.optim.Optimizer:

@@ -48,6 +48,11 @@ VERBS = {
         "export",
         "softlabel export --model models/teacher/student.json --output models/teacher.onnx",
     ),
+    "plan": Verb(
+        models.PlanParams,
+        "plan",
+        "softlabel plan --teacher models/teacher.onnx --source data/train",
+    ),
     "infer": Verb(
         models.InferParams,
         "infer",
@@ -62,6 +67,21 @@ VERBS = {
         models.InspectParams,
         "inspect",
         "softlabel inspect --labels labels --rows 5",
+    ),
+    "convert": Verb(
+        models.ConvertParams,
+        "convert",
+        "softlabel convert --labels labels --output labels-topk --codec topk --k 10",
+    ),
+    "merge": Verb(
+        models.MergeParams,
+        "merge",
+        "softlabel merge --labels labels-a --labels labels-b --output labels-mean",
+    ),
+    "calibrate": Verb(
+        models.CalibrateParams,
+        "calibrate",
+        "softlabel calibrate --labels labels-validation --output reports/calibration.json",
     ),
     "train-student": Verb(
         models.TrainParams,

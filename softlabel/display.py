@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+# Of the 100 columns that a table may take, a codec's name needs 17 and a temperature 19.
+TEMPERATURES_A_LINE = 4
 
 
 class Terminal:
@@ -100,6 +105,65 @@ def _export(report: Any) -> str:
     )
 
 
+def _plan(report: Any) -> str:
+    lines = [
+        f"tried on {report.sampled:,} of {report.rows:,} samples of {report.source}, "
+        f"{report.classes:,} classes",
+        f"teacher {report.teacher} on {report.device}: "
+        f"{report.teacher_samples_per_second:,.0f} samples/s",
+        "",
+        f"{'codec':<17}{'bytes/sample':>13}{'whole set':>12}{'same top-1':>12}"
+        f"{'encoded/s':>12}{'whole run':>11}",
+    ]
+    for trial in report.trials:
+        mark = "  recommended" if trial.name == report.recommended else ""
+        lines.append(
+            f"{trial.name:<17}{trial.bytes_per_sample:>13,.1f}{_size(trial.bytes):>12}"
+            f"{trial.top1_agreement:>12.2%}{trial.samples_per_second:>12,.0f}"
+            f"{_duration(trial.seconds):>11}{mark}"
+        )
+    lines += _losses(report, "kl", "KL to the float32 logits in nats, mean / 99th percentile")
+    lines += _losses(report, "tv", "total variation, mean / 99th percentile")
+    lines += ["", *(textwrap.fill(note, 100, break_on_hyphens=False) for note in report.notes)]
+    if report.command is None:
+        lines.append(
+            f"no codec keeps the mean KL within {report.max_kl:g} at every temperature;\n"
+            "  pass a larger --max-kl, or only the --temperatures that you will train at"
+        )
+    else:
+        lines.append(
+            f"{report.recommended} is the smallest with a mean KL within {report.max_kl:g} at "
+            f"every temperature:\n  {report.command}"
+        )
+    return "\n".join(lines)
+
+
+def _losses(report: Any, what: str, title: str) -> list[str]:
+    """A table of one loss, a row a codec and a column a temperature, as many as a line takes."""
+    lines = []
+    for first in range(0, len(report.temperatures), TEMPERATURES_A_LINE):
+        shown = report.temperatures[first : first + TEMPERATURES_A_LINE]
+        heads = "".join(f"{f'T={T:g}':>19}" for T in shown)
+        lines += ["", title, f"{'codec':<17}{heads}"]
+        for trial in report.trials:
+            losses = [getattr(trial, what)[str(T)] for T in shown]
+            cells = "".join(f"{f'{loss.mean:.1e} / {loss.p99:.1e}':>19}" for loss in losses)
+            lines.append(f"{trial.name:<17}{cells}")
+    return lines
+
+
+def _size(size: float) -> str:
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:,.1f} {units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else "< 0.1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _infer(report: Any) -> str:
     lines = [
         f"wrote {report.output}: {report.rows:,} rows in {report.shards} shards, "
@@ -138,34 +202,142 @@ def _verify(report: Any) -> str:
             f"{replay.kl_limit:.1e}), largest difference of a probability "
             f"{replay.probability_difference:.1e}; shifted by one row: {replay.shifted_kl_mean:.1e}"
         )
+    if report.not_replayed is not None:
+        lines.append(report.not_replayed)
     if report.removed:
         names = ", ".join(report.removed)
-        lines.append(f"removed {names}; run 'softlabel infer' again: it redoes exactly these")
+        again = report.making.command
+        lines.append(f"removed {names}; run '{again}' again: it redoes exactly these")
     return "\n".join(lines)
 
 
 def _inspect(report: Any) -> str:
     lines = [
-        f"{report.labels}: {report.rows:,} rows of {len(report.classes):,} classes in "
-        f"{report.shards} shards, {report.codec}, {report.bytes / 2**20:.2f} MiB "
-        f"({report.bytes_per_row:.0f} bytes a row)",
+        f"{report.labels}: {_row_words(report)} of {len(report.classes):,} classes "
+        f"in {_count(report.shards, 'shard')}",
+        f"stored   {report.codec}, {report.layout}{_features_words(report)}, "
+        f"{_size(report.bytes)} ({report.bytes_per_row:,.0f} bytes a row)",
+        f"classes  {_class_words(report.classes)}",
         f"identity {report.identity_sha256}",
         f"teacher  {' '.join(report.teacher_sha256)}",
-        f"{'T':>6} {'entropy':>10} {'KL to float32':>14}",
+        f"made by  {report.making.command}",
+        *_derivation_lines(report.derived),
     ]
+    if not report.aligned:
+        lines.append("order    its own, not that of the source: joined by key")
+    lines.append(f"{'T':>6} {'entropy':>10} {'KL':>10}   nats; KL to the {report.reference}")
     for temperature, entropy in report.entropy.items():
         kl = report.kl_mean[temperature]
-        lines.append(f"{float(temperature):>6g} {entropy:>10.4f} {kl:>14.1e}")
+        lines.append(f"{float(temperature):>6g} {entropy:>10.4f} {kl:>10.1e}")
     if report.label_accuracy is not None:
-        lines.append(f"the top-1 equals the hard label for {report.label_accuracy:.2%}")
+        lines.append(
+            f"the top-1 equals the hard label for {report.label_accuracy:.2%} of "
+            f"{report.labelled:,} {'rows' if report.positions is None else 'positions'}"
+        )
     for row in report.row_views:
-        lines.append(f"{row.key}: hard {row.label or 'unknown'}")
-        for temperature, targets in row.targets.items():
-            shown = ", ".join(
-                f"{name} {target:.3f}" for name, target in zip(row.likeliest, targets, strict=True)
-            )
-            lines.append(f"  T={float(temperature):<4g} {shown}")
+        lines += _row_lines(row)
     return "\n".join(lines)
+
+
+def _row_words(report: Any) -> str:
+    words = _count(report.rows, "row")
+    if report.positions is not None:
+        words = f"{_count(report.rows, 'sequence')} with {_count(report.positions, 'position')}"
+    if report.views == 1:
+        return words
+    samples = _count(report.rows // report.views, "sample")
+    return f"{words} ({samples}, {report.views} views each)"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def _features_words(report: Any) -> str:
+    return "" if report.features is None else f" with {report.features:,} features"
+
+
+def _class_words(classes: Any) -> str:
+    shown = ", ".join(classes[:10])
+    return shown if len(classes) <= 10 else f"{shown} and {len(classes) - 10:,} more"
+
+
+def _derivation_lines(derived: Any) -> list[str]:
+    if derived is None:
+        return []
+    parents = ", ".join(parent[:12] for parent in derived.parents)
+    parts = [f"{derived.verb} of {parents} (was {', then '.join(derived.codecs)})"]
+    if derived.mean is not None:
+        weights = " : ".join(f"{weight:g}" for weight in derived.weights)
+        at = "" if derived.temperature is None else f" at T={derived.temperature:g}"
+        parts.append(f"mean of {derived.mean}{at}, weights {weights}")
+    if derived.class_ids is not None:
+        parts.append(f"{len(derived.class_ids):,} of its classes")
+    if derived.keys_sha256 is not None:
+        parts.append(f"the keys {derived.keys_sha256[:12]} only")
+    return [f"from     {'; '.join(parts)}"]
+
+
+def _row_lines(row: Any) -> list[str]:
+    name = row.key if row.view is None else f"{row.key} view {row.view}"
+    if row.length is None:
+        (only,) = row.positions
+        return [f"{name}: hard {only.label or 'unknown'}", *_target_lines(only, "  ")]
+    lines = [f"{name}: {_count(row.length, 'position')}"]
+    for index, position in enumerate(row.positions):
+        lines.append(f"  position {index}: hard {position.label or 'unknown'}")
+        lines += _target_lines(position, "    ")
+    if row.length > len(row.positions):
+        lines.append(f"  and {row.length - len(row.positions):,} more")
+    return lines
+
+
+def _target_lines(position: Any, indent: str) -> list[str]:
+    lines = []
+    for temperature, targets in position.targets.items():
+        pairs = zip(position.likeliest, targets, strict=True)
+        shown = ", ".join(f"{name} {target:.3f}" for name, target in pairs)
+        lines.append(f"{indent}T={float(temperature):<4g} {shown}")
+    return lines
+
+
+def _convert(report: Any) -> str:
+    lines = [
+        f"wrote {report.output}: {report.rows:,} rows in {report.shards} shards, {report.codec} "
+        f"{report.layout}, identity {report.identity_sha256[:12]}",
+        f"{_rewritten(report)}; {report.bytes_before / 2**20:.2f} MiB became "
+        f"{report.bytes / 2**20:.2f} MiB",
+    ]
+    if report.kl_mean is not None:
+        lines.append(f"KL to the {_reference(report)}: {_kl(report)}")
+    return "\n".join(lines)
+
+
+def _merge(report: Any) -> str:
+    weights = ", ".join(f"{weight:.3g}" for weight in report.weights)
+    return (
+        f"wrote {report.output}: {report.rows:,} rows in {report.shards} shards, {report.codec}, "
+        f"{report.bytes / 2**20:.2f} MiB, identity {report.identity_sha256[:12]}\n"
+        f"{_rewritten(report)}; the mean of {report.members} sets with weights {weights}\n"
+        f"KL of the stored labels to the mean: {_kl(report)}"
+    )
+
+
+def _rewritten(report: Any) -> str:
+    if not report.rows_written:
+        return "nothing to do: every shard stood already"
+    kept = f", kept {report.shards_kept} finished shards" if report.shards_kept else ""
+    speed = report.rows_written / max(report.seconds, 1e-9)
+    return f"{report.rows_written:,} rows in {report.seconds:.1f} s ({speed:,.0f} rows/s){kept}"
+
+
+def _reference(report: Any) -> str:
+    known = report.reference == "float32 logits"
+    return report.reference if known else f"{report.reference} labels it was converted from"
+
+
+def _kl(report: Any) -> str:
+    return ", ".join(f"{value:.1e} at T={float(T):g}" for T, value in report.kl_mean.items())
 
 
 def _train(report: Any) -> str:
@@ -180,15 +352,34 @@ def _train(report: Any) -> str:
     )
 
 
+def _calibrate(report: Any) -> str:
+    lines = [
+        f"wrote {report.output}: T = {report.temperature:.4f} fits {report.fitted_rows:,} rows",
+        f"{'on ' + format(report.measured_rows, ',') + ' rows':<16} {'before':>10} {'after':>10}",
+    ]
+    for name, key in (("NLL", "nll"), ("ECE", "ece"), ("Brier score", "brier")):
+        before, after = getattr(report.before, key), getattr(report.after, key)
+        lines.append(f"{name:<16} {before:>10.4f} {after:>10.4f}")
+    return "\n".join(lines)
+
+
 def _evaluate(report: Any) -> str:
     lines = [
         f"wrote {report.output}: {report.rows:,} samples of {report.source}",
-        f"{'run':<12} {'seeds':>5} {'accuracy':>18} {'NLL':>18} {'ECE':>18}",
+        f"{'run':<12} {'seeds':>5} {'accuracy':>18} {'NLL':>18} {'ECE':>18} {'churn':>8}",
     ]
     for run in report.runs:
         figures = [_spread(run.accuracy, 100, "%"), _spread(run.nll), _spread(run.ece)]
         cells = " ".join(f"{figure:>18}" for figure in figures)
-        lines.append(f"{run.run:<12} {len(run.seeds):>5} {cells}")
+        churn = "-" if run.churn is None else f"{1 - run.churn.agreement:.2%}"
+        lines.append(f"{run.run:<12} {len(run.seeds):>5} {cells} {churn:>8}")
+    if report.label_set is not None:
+        labels = report.label_set
+        figures = [f"{labels.accuracy:.2%}", f"{labels.nll:.4f}", f"{labels.ece:.4f}"]
+        cells = " ".join(f"{figure:>18}" for figure in figures)
+        lines.append(f"{'label set':<12} {'':>5} {cells}")
+        if labels.outside_kept:
+            lines.append(f"{labels.outside_kept:.2%} of the hard labels are not among those kept")
     return "\n".join(lines)
 
 
@@ -210,10 +401,14 @@ def _page(report: Any) -> str:
 _SUMMARIES = {
     "PrepareReport": _prepare,
     "ExportReport": _export,
+    "CodecPlanReport": _plan,
     "InferReport": _infer,
     "VerifyReport": _verify,
     "InspectReport": _inspect,
+    "ConvertReport": _convert,
+    "MergeReport": _merge,
     "TrainReport": _train,
+    "CalibrateReport": _calibrate,
     "EvaluateReport": _evaluate,
     "PageReport": _page,
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from softlabel.pipeline.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.curves import dvclive_curves
@@ -24,10 +25,11 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.training import device_name, make_fabric, train
-from softlabel.schemas.errors import ParameterError
-from softlabel.schemas.labelset import canonical_json, sha256_of
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import sha256_of
+from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+from softlabel.schemas.reports import CalibrateReport, EpochRecord, StudentCard, TrainReport
 
 
 def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
@@ -40,7 +42,8 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     source = ParquetSource(params.source)
     validation = ParquetSource(params.validation) if params.validation else None
     labels = _soft_labels(params)
-    samples = JoinedSamples(source, labels, params.temperature)
+    fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
+    samples = JoinedSamples(source, labels, fitted * params.temperature)
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
     model = _picture_model(params, source)
@@ -66,6 +69,7 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
             steps,
             validation,
             on_epoch,
+            fitted,
         )
     report = TrainReport(
         output=folder,
@@ -99,6 +103,28 @@ def _soft_labels(params: TrainParams) -> LabelSet | None:
             "temperature, or label again with --codec dense-f16"
         )
     return labels
+
+
+def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
+    """The T that `calibrate` fitted to this teacher; 1 where none was asked for."""
+    if params.calibration is None:
+        return 1.0
+    try:
+        report = CalibrateReport.model_validate_json(params.calibration.read_bytes())
+    except FileNotFoundError as error:
+        raise ParameterError(
+            f"{params.calibration}: no such calibration; make it with 'softlabel calibrate'"
+        ) from error
+    except ValidationError as error:
+        raise DataError(
+            f"{params.calibration}: is no calibration.json; make it with 'softlabel calibrate'"
+        ) from error
+    if report.teacher_sha256 != labels.manifest.identity.teacher_sha256:
+        raise DataError(
+            f"{params.calibration}: was fitted to another teacher than that of {labels.folder}; "
+            "calibrate with labels of this one"
+        )
+    return report.temperature
 
 
 def _picture_model(params: TrainParams, source: ParquetSource) -> PictureModel:
@@ -155,5 +181,5 @@ def _publish(
         labels_identity_sha256=labels.identity if labels else None,
     )
     publish_bytes(folder / WEIGHTS_FILE, weights)
-    publish_bytes(folder / TRAIN_FILE, canonical_json(report))
-    publish_bytes(folder / CARD_FILE, canonical_json(card))
+    publish_bytes(folder / TRAIN_FILE, report_json(report))
+    publish_bytes(folder / CARD_FILE, report_json(card))

@@ -8,10 +8,14 @@ import typer
 from softlabel.cli import app
 
 VERBS = [
+    "calibrate",
+    "convert",
     "evaluate",
     "export",
     "infer",
     "inspect",
+    "merge",
+    "plan",
     "prepare",
     "report",
     "train-student",
