@@ -1,68 +1,91 @@
-"""evaluate: accuracy, NLL and calibration of students on a source, and of runs over their seeds."""
+"""evaluate: how right and how well calibrated students are, over their seeds, and their teacher."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from lightning_fabric import Fabric
+from torch import nn
 
 from softlabel.pipeline.cards import find_cards
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.join import JoinedSamples
+from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.metrics import ClassifierMetrics
+from softlabel.pipeline.pairs import PairMetrics
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.pipeline.student import load_student
 from softlabel.pipeline.training import make_fabric, predict
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import canonical_json
+from softlabel.schemas.model import report_json
 from softlabel.schemas.params import EvaluateParams
 from softlabel.schemas.reports import (
     ClassifierFigures,
     EvaluateReport,
+    LabelSetMetrics,
+    PairFigures,
     RunMetrics,
     Spread,
+    StudentCard,
     StudentMetrics,
 )
 
 METRICS = tuple(ClassifierFigures.model_fields)
 
+Logits = npt.NDArray[np.float32]
+
+
+class _Student(NamedTuple):
+    path: Path
+    card: StudentCard
+    model: nn.Module
+    order: tuple[int, ...] | None
+
 
 def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateReport:
     """Measure every student and write `evaluate.json`, and the runs' means as `metrics.json`.
 
-    Raises ParameterError, DataError, EnvironmentFault.
+    The seeds of a run are in memory together, so that their churn is measured on the way. Raises
+    ParameterError, DataError, EnvironmentFault.
     """
     progress = progress or Quiet()
     source = ParquetSource(params.source)
+    labels = open_labelset(params.labels) if params.labels is not None else None
     cards = find_cards(params.models)
     fabric = make_fabric(params.device, "32-true")
     progress.start("evaluate", len(cards), "students")
-    students = []
-    for card in cards:
-        students.append(_measure(card, source, fabric, params))
-        progress.advance(1)
+    students: list[StudentMetrics] = []
+    runs: list[RunMetrics] = []
+    for members in _by_run([_load(path, source) for path in cards]):
+        measured, churn = _measure(members, source, labels, fabric, params)
+        students += measured
+        runs.append(_over_seeds(measured, churn))
+        progress.advance(len(members))
     report = EvaluateReport(
         output=params.output,
         source=params.source,
         rows=students[0].rows,
         classes=source.classes,
         students=tuple(students),
-        runs=_over_seeds(students),
+        runs=tuple(runs),
+        label_set=None if labels is None else _measure_labels(labels, source, params),
     )
     make_folder(params.output)
-    publish_bytes(params.output / "evaluate.json", canonical_json(report))
+    publish_bytes(params.output / "evaluate.json", report_json(report))
     publish_bytes(params.output / "metrics.json", _dvc_metrics(report))
     return report
 
 
-def _measure(
-    path: Path, source: ParquetSource, fabric: Fabric, params: EvaluateParams
-) -> StudentMetrics:
+def _load(path: Path, source: ParquetSource) -> _Student:
     card, model = load_student(path)
     if (card.height, card.width, card.channels) != source.shape:
         raise DataError(
@@ -70,38 +93,115 @@ def _measure(
             f"{source.path} has {list(source.shape)}; evaluate on a source of that shape"
         )
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
-    metrics = ClassifierMetrics(params.bins)
-    for logits, batch in predict(fabric.setup(model), fabric, source, params.batch_size):
-        known = batch.labels >= 0
-        values = logits.numpy() if order is None else logits.numpy()[:, np.asarray(order)]
-        try:
-            metrics.add(values[known], batch.labels[known])
-        except ValueError as error:
-            raise DataError(f"{path}: {error} on {source.path}; train it again") from error
-    if metrics.rows == 0:
+    return _Student(path, card, model, order)
+
+
+def _by_run(students: Sequence[_Student]) -> list[list[_Student]]:
+    runs = dict.fromkeys(student.card.run for student in students)
+    return [[student for student in students if student.card.run == run] for run in runs]
+
+
+def _measure(
+    members: Sequence[_Student],
+    source: ParquetSource,
+    labels: LabelSet | None,
+    fabric: Fabric,
+    params: EvaluateParams,
+) -> tuple[list[StudentMetrics], PairFigures | None]:
+    """The figures of a run's members, and the churn between them."""
+    metrics = [ClassifierMetrics(params.bins) for _ in members]
+    to_labels = [PairMetrics() for _ in members]
+    churn = PairMetrics()
+    stored = _stored(labels, source, params.batch_size)
+    said = zip(*(_logits(member, source, fabric, params) for member in members), strict=True)
+    for batch, teacher in zip(said, stored, strict=labels is not None):
+        for index, (logits, hard) in enumerate(batch):
+            known = hard >= 0
+            try:
+                metrics[index].add(logits[known], hard[known])
+            except ValueError as error:
+                raise DataError(
+                    f"{members[index].path}: {error} on {source.path}; train it again"
+                ) from error
+            if teacher is not None:
+                to_labels[index].add(teacher, logits)
+        for (first, _), (second, _) in itertools.combinations(batch, 2):
+            churn.add(first, second)
+    if metrics[0].rows == 0:
         raise DataError(f"{source.path}: has no hard labels to measure on")
+    students = [_student_metrics(*parts) for parts in zip(members, metrics, to_labels, strict=True)]
+    return students, churn.figures() if churn.rows else None
+
+
+def _student_metrics(
+    student: _Student, metrics: ClassifierMetrics, to_labels: PairMetrics
+) -> StudentMetrics:
     return StudentMetrics(
-        name=path.parent.name,
-        run=card.run,
-        seed=card.seed,
+        name=student.path.parent.name,
+        run=student.card.run,
+        seed=student.card.seed,
         rows=metrics.rows,
-        parameters=card.parameters,
+        parameters=student.card.parameters,
+        bins=metrics.bins(),
+        against_labels=to_labels.figures() if to_labels.rows else None,
+        **metrics.figures().model_dump(),
+    )
+
+
+def _logits(
+    student: _Student, source: ParquetSource, fabric: Fabric, params: EvaluateParams
+) -> Iterator[tuple[Logits, npt.NDArray[np.int64]]]:
+    """Logits in the order of the source's classes, and hard labels, batch by batch."""
+    model = fabric.setup(student.model)
+    for logits, batch in predict(model, fabric, source.reopen(), params.batch_size):
+        values = logits.numpy()
+        yield (
+            values if student.order is None else values[:, np.asarray(student.order)],
+            batch.labels,
+        )
+
+
+def _stored(
+    labels: LabelSet | None, source: ParquetSource, batch_size: int
+) -> Iterator[Logits | None]:
+    """The stored logits of the same batches; endless Nones where there is no label set."""
+    if labels is None:
+        yield from itertools.repeat(None)
+        return
+    for _, block in JoinedSamples(source.reopen(), labels).in_order(batch_size):
+        yield block.logits()
+
+
+def _measure_labels(
+    labels: LabelSet, source: ParquetSource, params: EvaluateParams
+) -> LabelSetMetrics:
+    metrics = ClassifierMetrics(params.bins)
+    outside = 0
+    for samples, block in JoinedSamples(source.reopen(), labels).in_order(params.batch_size):
+        hard = samples.hard_labels().astype(np.int64)
+        known = np.flatnonzero(hard >= 0)
+        metrics.add(block.logits()[known], hard[known])
+        if "ids" in block.payload:
+            kept = block.payload["ids"][known] == hard[known][:, None]
+            outside += int((~kept.any(axis=1)).sum())
+    if not math.isfinite(metrics.nll):
+        raise DataError(f"{labels.folder}: masks (-inf) a class that is the hard label of a sample")
+    return LabelSetMetrics(
+        folder=labels.folder,
+        identity_sha256=labels.identity,
+        rows=metrics.rows,
+        outside_kept=outside / metrics.rows,
         bins=metrics.bins(),
         **metrics.figures().model_dump(),
     )
 
 
-def _over_seeds(students: Sequence[StudentMetrics]) -> tuple[RunMetrics, ...]:
-    runs = dict.fromkeys(student.run for student in students)
-    result = []
-    for run_name in runs:
-        members = [student for student in students if student.run == run_name]
-        spreads = {
-            metric: _spread([getattr(member, metric) for member in members]) for metric in METRICS
-        }
-        seeds = tuple(member.seed for member in members)
-        result.append(RunMetrics(run=run_name, seeds=seeds, **spreads))
-    return tuple(result)
+def _over_seeds(members: Sequence[StudentMetrics], churn: PairFigures | None) -> RunMetrics:
+    spreads = {
+        metric: _spread([getattr(member, metric) for member in members]) for metric in METRICS
+    }
+    seeds = tuple(member.seed for member in members)
+    return RunMetrics(run=members[0].run, seeds=seeds, churn=churn, **spreads)
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -116,4 +216,7 @@ def _dvc_metrics(report: EvaluateReport) -> bytes:
     document = {
         run.run: {metric: getattr(run, metric).mean for metric in METRICS} for run in report.runs
     }
+    if report.label_set is not None:
+        label_set = report.label_set
+        document["label set"] = {metric: getattr(label_set, metric) for metric in METRICS}
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
