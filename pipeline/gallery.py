@@ -18,6 +18,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from softlabel.pipeline.block import LabelBlock
@@ -240,28 +242,20 @@ def read_pictures(
 
     Raises DataError, naming the key, where the source does not hold what was labelled.
     """
-    rows = {file.name: file.rows for file in source.files}
-    pictures = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate.position):
-        segment = source_row(labels, candidate.position)
-        if segment.first >= rows.get(segment.source, 0):
-            raise _other_source(labels, source, candidate, f"{segment.source} lacks that row")
-        block = source.read([segment])
-        if block.keys[0].as_py() != candidate.key:
-            found = f"{segment.source} has key {block.keys[0].as_py()!r} in row {segment.first}"
-            raise _other_source(labels, source, candidate, found)
-        pictures[candidate.position] = block.inputs[0]
-    return pictures
-
-
-def source_row(labels: LabelSet, position: int) -> Segment:
-    """The one source row that the label set's row `position`, in stored order, belongs to."""
-    for shard in labels.manifest.shards:
-        for segment in shard.segments:
-            if position < segment.rows:
-                return Segment(source=segment.source, first=segment.first + position, rows=1)
-            position -= segment.rows
-    raise IndexError(position)
+    wanted = pa.array(sorted({candidate.key for candidate in candidates}), pa.string())
+    pictures: dict[str, npt.NDArray[np.uint8]] = {}
+    for file in source.files:
+        keys = source.keys([Segment(source=file.name, first=0, rows=file.rows)])
+        for row in np.flatnonzero(pc.is_in(keys, wanted).to_numpy(zero_copy_only=False)):
+            block = source.read([Segment(source=file.name, first=int(row), rows=1)])
+            pictures[keys[int(row)].as_py()] = block.inputs[0]
+    for candidate in candidates:
+        if candidate.key not in pictures:
+            raise DataError(
+                f"{source.path}: is not the source of {labels.folder}: it lacks key "
+                f"{candidate.key!r}, which the label set has; pass the source that was labelled"
+            )
+    return {candidate.position: pictures[candidate.key] for candidate in candidates}
 
 
 def png_data_uri(picture: npt.NDArray[np.uint8]) -> str:
@@ -273,12 +267,3 @@ def png_data_uri(picture: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _other_source(
-    labels: LabelSet, source: ParquetSource, candidate: Candidate, found: str
-) -> DataError:
-    return DataError(
-        f"{source.path}: is not the source of {labels.folder}: the label set has key "
-        f"{candidate.key!r}, and {found}; pass the source that was labelled"
-    )

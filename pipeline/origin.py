@@ -105,7 +105,9 @@ def _infer(params: ReportParams, labels: LabelSet) -> str:
     identity = labels.manifest.identity
     source = [] if params.source is None else ["--source", params.source]
     values = [part for T in identity.temperatures for part in ("--temperatures", f"{T:g}")]
-    return _line("infer", *source, "--output", labels.folder, "--codec", identity.codec, *values)
+    codec = ["--codec", identity.codec, *([] if identity.k is None else ["--k", identity.k])]
+    codec += ["--tail", "prior"] if identity.tail == "prior" else []
+    return _line("infer", *source, "--output", labels.folder, *codec, *values)
 
 
 def _train(run: str, seeds: Sequence[int]) -> str:

@@ -19,11 +19,11 @@ from softlabel.pipeline.gallery import (
     Pair,
     choose_pairs,
     read_pictures,
-    source_row,
 )
 from softlabel.pipeline.gallery_view import card, live_data, share
 from softlabel.pipeline.labelset import LabelSet, open_labelset
 from softlabel.pipeline.page import render_page
+from softlabel.pipeline.portions import RowReader
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.parquet import ParquetSource
@@ -246,6 +246,7 @@ def _gallery(
         "highest": max(20.0, *params.temperatures),
         "live": labels.manifest.identity.k is None,
         "kept": labels.manifest.identity.k,
+        "tail": labels.manifest.identity.tail,
     }
     return {"gallery": gallery, "share": share}
 
@@ -253,7 +254,7 @@ def _gallery(
 def _soft_targets(
     params: ReportParams, labels: LabelSet, member: Candidate
 ) -> dict[float, npt.NDArray[np.float32]]:
-    block = labels.read_source(source_row(labels, member.position))
+    block = next(RowReader(labels).read(member.position, member.position + 1))
     return {T: block.probs(T)[0] for T in params.temperatures}
 
 

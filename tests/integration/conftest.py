@@ -29,7 +29,7 @@ from softlabel.schemas.labelset import (
     Statistics,
     canonical_json,
 )
-from softlabel.schemas.model import Record
+from softlabel.schemas.model import Record, report_json
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import (
     Bin,
@@ -272,7 +272,8 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
 
 def write_record(path: Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(canonical_json(record))
+    of_label_set = type(record).__module__ == Receipt.__module__
+    path.write_bytes(canonical_json(record) if of_label_set else report_json(record))
 
 
 def _logits(block: SampleBlock) -> npt.NDArray[np.float32]:

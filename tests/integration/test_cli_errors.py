@@ -635,7 +635,7 @@ def test_damaged_labels(student: Project, command: Command, damage: str) -> None
 
 def test_edited_manifest(student: Project, command: Command) -> None:
     manifest = Path("labels/labelset.json")
-    manifest.write_text(manifest.read_text().replace('"logits"', '"probs"'))
+    manifest.write_text(manifest.read_text().replace('"output": "logits"', '"output": "other"'))
     outcome = command("train-student", *TAUGHT)
     assert_refused(outcome, DATA, "labelset.json", "delete it", "softlabel infer")
 

@@ -241,12 +241,12 @@ def test_another_source_is_refused_by_key(
     make_world(keys=[f"stranger-{index}" for index in range(400)])
     monkeypatch.chdir(tmp_path)
     params = make_world().model_copy(update={"source": other / "data/train"})
-    with pytest.raises(DataError, match=r"the label set has key 'digit-\d+', .*'stranger-"):
+    with pytest.raises(DataError, match=r"it lacks key 'digit-\d+', which the label set has"):
         run(params)
 
 
 def test_a_shorter_source_is_refused_by_key(make_world: World) -> None:
     params = make_world()
     Path("data/train/part-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"key 'digit-\d+', and part-00001.parquet lacks that row"):
+    with pytest.raises(DataError, match=r"it lacks key 'digit-\d+', which the label set has"):
         run(params)
