@@ -1,6 +1,6 @@
 """The label set on one core: encoding, writing, streaming, lookup and opening, against others.
 
-usage: python benchmarks/labelset.py WORK [--rows 65536] [--rounds 5] [--only NAME]
+usage: python benchmarks/labelset.py WORK [--megabytes 128] [--rounds 5] [--only NAME]
 
 Everything runs on one core of the processor, threads of libraries included. Ratios are taken
 within a round, whose two sides follow each other, and their median over the rounds is printed:
@@ -23,6 +23,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ from softlabel.pipeline.labelset import open_labelset
 from softlabel.pipeline.packing import payload_bytes
 from softlabel.pipeline.parquet_columns import shard_schema, to_batch
 from softlabel.pipeline.parquet_shards import ROW_GROUP_BYTES, ROW_OVERHEAD, ParquetWriter
-from softlabel.schemas.labelset import Layout
+from softlabel.schemas.labelset import CodecName, Layout
 
+# What a row takes beside its payload, about; and the rows of the widest set at least.
+KEY_BYTES = 32
+LEAST_ROWS = 16384
 # The slow sides of a comparison take fewer rows, and are compared by the row.
-LISTS_ROWS = 8192
+LISTS_SHARE = 4
 # Logits that are encoded in a round, so that many classes take no longer than few.
 ENCODED_VALUES = 2**26
 WEBDATASET_ROWS = 2048
@@ -56,8 +60,8 @@ def main() -> None:
     for set_threads in (pa.set_cpu_count, pa.set_io_thread_count, torch.set_num_threads):
         set_threads(1)
     writing, reading, finding = [], [], []
-    for make in _configurations(arguments.rows):
-        world = make()
+    for make in _configurations():
+        world = make(arguments.megabytes * 10**6)
         if arguments.only and arguments.only not in world.name:
             continue
         work = arguments.work / "labels"
@@ -93,7 +97,7 @@ OPENING = ("set", "seconds", "aim")
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--rows", type=int, default=65536, help="in a set")
+    parser.add_argument("--megabytes", type=int, default=128, help="of a set, about")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="only the sets whose names hold this")
     arguments = parser.parse_args()
@@ -101,19 +105,25 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _configurations(rows: int) -> list[Callable[[], World]]:
-    """The sets, made one at a time."""
+def _configurations() -> list[Callable[[int], World]]:
+    """The sets, made one at a time, for so many bytes each: fixed costs must not speak."""
     return [
         *(
-            lambda codec=codec, classes=classes: make_world(codec, classes, rows)
+            partial(_sized, codec, classes)
             for classes in (10, 100, 1000)
             for codec in ("dense-f16", "dense-u8", "dense-f32")
         ),
-        lambda: make_world("topk", 1000, rows, k=10),
-        lambda: make_world("topk", 50257, rows, k=10),
-        lambda: make_world("topk", 50257, rows, k=64),
-        lambda: make_world("factored", 1000, rows, width=192),
+        partial(_sized, "topk", 1000, k=10),
+        partial(_sized, "topk", 50257, k=10),
+        partial(_sized, "topk", 50257, k=64),
+        partial(_sized, "factored", 1000, width=192),
     ]
+
+
+def _sized(codec: CodecName, classes: int, size: int, **settings: int) -> World:
+    small = make_world(codec, classes, 1, **settings)
+    row_bytes = KEY_BYTES + payload_bytes(small.packing().codec)
+    return make_world(codec, classes, max(LEAST_ROWS, size // row_bytes), **settings)
 
 
 def _writing(world: World, work: Path, rounds: int) -> list[str]:
@@ -121,7 +131,7 @@ def _writing(world: World, work: Path, rounds: int) -> list[str]:
     packing, lists = world.packing(), world.packing("lists")
     blocks = list(world.blocks(packing, world.rows))
     encoded_rows = min(world.rows, ENCODED_VALUES // len(world.identity.classes))
-    few = blocks[: max(1, LISTS_ROWS // BATCH)]
+    few = blocks[: max(1, len(blocks) // LISTS_SHARE)]
     schema = shard_schema(packing)
     table = pa.Table.from_batches([to_batch(block, packing, schema) for block in blocks], schema)
     table = table.combine_chunks()
@@ -184,7 +194,7 @@ def _group_rows(world: World) -> int:
 def _reading(world: World, folder: Path, rounds: int) -> list[str]:
     """One pass over the set, against pyarrow's over the same row groups, and over other layouts."""
     few, lists, tars = (folder.with_name(name) for name in ("few", "lists", "tars"))
-    lists_rows, tar_rows = min(world.rows, LISTS_ROWS), min(world.rows, WEBDATASET_ROWS)
+    lists_rows, tar_rows = world.rows // LISTS_SHARE, min(world.rows, WEBDATASET_ROWS)
     write_set(world, few, "packed", lists_rows)
     write_set(world, lists, "lists", lists_rows)
     write_set(world, tars, "sidecar", tar_rows)
@@ -265,8 +275,8 @@ def _finding(world: World, folder: Path, rounds: int) -> list[str]:
     return [
         world.name,
         f"{statistics.median(seconds[0]) / LOOKUPS * 1e6:.0f}",
-        _ratio(seconds[1], seconds[0]),
-        _ratio(seconds[2], seconds[0]) + " (aim 0.5)",
+        _ratio(seconds[1], seconds[0]) + " (aim 0.5)",
+        _ratio(seconds[2], seconds[0]),
     ]
 
 

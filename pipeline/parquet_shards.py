@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.block import LabelBlock, concat_blocks
 from softlabel.pipeline.hashing import HashingFile
 from softlabel.pipeline.packing import Packing, payload_bytes
 from softlabel.pipeline.parquet_columns import shard_schema, to_batch, to_block
@@ -45,42 +45,45 @@ class ParquetWriter:
         )
         self._row_bytes = payload_bytes(packing.codec) + 2 * (packing.identity.features or 0)
         self._group_rows = max(1, ROW_GROUP_BYTES // (ROW_OVERHEAD + self._row_bytes))
-        self._pending: list[pa.RecordBatch] = []
+        self._pending: list[LabelBlock] = []
         self._pending_rows = 0
         self._pending_bytes = 0
         self.rows = 0
 
     def append(self, block: LabelBlock) -> None:
         """Add N rows; whole row groups are written as soon as they are full."""
-        if block.lengths is None:
-            self._append(block)
-        else:
-            self._append_sequences(block)
-
-    def _append(self, block: LabelBlock) -> None:
-        self._pending.append(to_batch(block, self._packing, self._schema))
-        self._pending_rows += len(block)
+        first = 0
+        for end in self._group_ends(block):
+            self._hold(block, first, end)
+            self._write_group()
+            first = end
+        self._hold(block, first, len(block))
         self.rows += len(block)
-        while self._pending_rows >= self._group_rows:
-            self._write_group(self._group_rows)
 
-    def _append_sequences(self, block: LabelBlock) -> None:
-        """Rows differ in size, so a group ends before the row that would overfill it."""
-        assert block.lengths is not None
-        for row, length in enumerate(block.lengths.tolist()):
-            size = ROW_OVERHEAD + length * (self._row_bytes + 10)
-            if self._pending_rows and self._pending_bytes + size > ROW_GROUP_BYTES:
-                self._write_group(self._pending_rows)
+    def _group_ends(self, block: LabelBlock) -> Iterator[int]:
+        """The rows of `block` before which a row group ends."""
+        if block.lengths is None:
+            yield from range(
+                self._group_rows - self._pending_rows, len(block) + 1, self._group_rows
+            )
+            return
+        # Sequences differ in size: a group ends before the row that would overfill it.
+        sizes = ROW_OVERHEAD + block.lengths.astype(np.int64) * (self._row_bytes + 10)
+        for row, size in enumerate(sizes.tolist()):
+            if self._pending_bytes and self._pending_bytes + size > ROW_GROUP_BYTES:
+                yield row
                 self._pending_bytes = 0
-            self._pending.append(to_batch(block.slice(row, 1), self._packing, self._schema))
-            self._pending_rows += 1
             self._pending_bytes += size
-            self.rows += 1
+
+    def _hold(self, block: LabelBlock, first: int, end: int) -> None:
+        if end > first:
+            self._pending.append(block.slice(first, end - first))
+            self._pending_rows += end - first
 
     def finish(self) -> tuple[int, str]:
         """Write what is left and the footer; return the shard's size in bytes and its SHA-256."""
         if self._pending_rows or not self.rows:
-            self._write_group(self._pending_rows)
+            self._write_group()
         self._writer.close()
         return self._file.size, self._file.digest.hexdigest()
 
@@ -89,11 +92,15 @@ class ParquetWriter:
         with contextlib.suppress(Exception):
             self._writer.close()
 
-    def _write_group(self, rows: int) -> None:
-        table = pa.Table.from_batches(self._pending, self._schema)
-        self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=rows or None)
-        self._pending = table.slice(rows).to_batches()
-        self._pending_rows -= rows
+    def _write_group(self) -> None:
+        """Write the rows held as one group: in one piece, or batches would show in the bytes."""
+        table = self._schema.empty_table()
+        if self._pending:
+            batch = to_batch(concat_blocks(self._pending), self._packing, self._schema)
+            table = pa.Table.from_batches([batch])
+        self._writer.write_table(table, row_group_size=len(table) or None)
+        self._pending = []
+        self._pending_rows = 0
 
 
 class ParquetReader:
