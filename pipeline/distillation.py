@@ -19,6 +19,7 @@ from softlabel.pipeline.losses import (
     reverse_kl,
     standardise,
 )
+from softlabel.pipeline.sparse_losses import SparseTeacher, sparse_kd_loss
 from softlabel.schemas.params import TrainParams
 
 
@@ -45,7 +46,11 @@ def soft_term(params: TrainParams, epoch: int) -> SoftTerm:
 
 
 def distillation_terms(
-    params: TrainParams, term: SoftTerm, student: Tensor, teacher: Tensor | None, labels: Tensor
+    params: TrainParams,
+    term: SoftTerm,
+    student: Tensor,
+    teacher: Tensor | SparseTeacher | None,
+    labels: Tensor,
 ) -> LossTerms:
     """The loss of a batch: student and teacher logits `[N, C]`, labels int64 `[N]`.
 
@@ -56,6 +61,8 @@ def distillation_terms(
         hard = hard_loss(student, labels, params.label_smoothing)
         return LossTerms(hard, hard)
     T, smoothing = term.temperature, params.label_smoothing
+    if isinstance(teacher, SparseTeacher):
+        return sparse_kd_loss(student, teacher, labels, term.weight, T, smoothing)
     if params.loss == "kd":
         return kd_loss(
             student, teacher, labels, term.weight, T, smoothing, standardised=params.standardise

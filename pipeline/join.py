@@ -24,6 +24,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.keys import key_hashes
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sparse import SparseTargets, concat_sparse
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import Array, SampleBlock
@@ -33,29 +34,40 @@ UNIT_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`, teacher logits or None."""
+    """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`; what the teacher said, if any.
+
+    teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
+    """
 
     keys: pa.StringArray
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     teacher: npt.NDArray[np.floating] | None
+    sparse: SparseTargets | None = None
 
 
 class JoinedSamples:
     """The samples of a source, with the labels of a label set where one is given.
 
-    temperature: the one at which the labels will be used; `topk` logits depend on it.
+    temperature: the one at which the labels will be used; `topk` logits depend on it. sparse: hand
+    over what a `topk` set kept as it is, and do not spread its tail over all classes.
 
     Raises DataError where classes or source differ, a key has no label of its own, or a sample
     has no hard label.
     """
 
     def __init__(
-        self, source: ParquetSource, labels: LabelSet | None, temperature: float = 1.0
+        self,
+        source: ParquetSource,
+        labels: LabelSet | None,
+        temperature: float = 1.0,
+        *,
+        sparse: bool = False,
     ) -> None:
         self._source = source
         self._labels = labels
         self._temperature = temperature
+        self._sparse = sparse
         if labels is not None:
             _check_belongs(source, labels)
             labels.check_temperature(temperature)
@@ -107,11 +119,15 @@ class JoinedSamples:
                 f"{self._source.path}: key {samples.keys[row].as_py()!r} has no hard label; "
                 "training needs one for every sample"
             )
-        teacher = None
+        teacher = sparse = None
         if self._labels is not None:
-            teacher = self._labels_of(samples, unit, epoch).logits(self._temperature)
+            block = self._labels_of(samples, unit, epoch)
+            if self._sparse:
+                sparse = block.sparse(self._temperature)
+            else:
+                teacher = block.logits(self._temperature)
         labels = samples.hard_labels().astype(np.int64)
-        return TrainingBatch(samples.keys, samples.inputs, labels, teacher)
+        return TrainingBatch(samples.keys, samples.inputs, labels, teacher, sparse)
 
     def _labels_of(self, samples: SampleBlock, unit: Segment, epoch: int) -> LabelBlock:
         """The labels of exactly these samples: a label belongs to a key, not to a position."""
@@ -196,11 +212,13 @@ def _concat(parts: Sequence[TrainingBatch]) -> TrainingBatch:
     if len(parts) == 1:
         return parts[0]
     teachers = [part.teacher for part in parts if part.teacher is not None]
+    sparse = [part.sparse for part in parts if part.sparse is not None]
     return TrainingBatch(
         pa.concat_arrays([part.keys for part in parts]),
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate(teachers) if teachers else None,
+        concat_sparse(sparse) if sparse else None,
     )
 
 
@@ -210,4 +228,5 @@ def _take(batch: TrainingBatch, rows: Array) -> TrainingBatch:
         batch.pixels[rows],
         batch.labels[rows],
         None if batch.teacher is None else batch.teacher[rows],
+        None if batch.sparse is None else batch.sparse.take(rows),
     )

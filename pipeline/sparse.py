@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,20 @@ class SparseTargets:
         kept = np.exp(self.logits.astype(np.float64) / self.T).sum(axis=1)
         tail = np.exp(self.tail_lse.astype(np.float64))
         return np.asarray(tail / (kept + tail), np.float32)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> SparseTargets:
+        """The rows of these numbers, in this order."""
+        return SparseTargets(self.ids[rows], self.logits[rows], self.tail_lse[rows], self.T)
+
+
+def concat_sparse(parts: Sequence[SparseTargets]) -> SparseTargets:
+    """The rows of `parts`, of one k and T, one after the other."""
+    return SparseTargets(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.tail_lse for part in parts]),
+        parts[0].T,
+    )
 
 
 def sparse_of_stored(

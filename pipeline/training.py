@@ -17,6 +17,7 @@ from softlabel.pipeline.losses import LossTerms
 from softlabel.pipeline.metrics import ClassifierMetrics
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sparse_losses import SparseTeacher
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.params import Device, TrainParams
@@ -103,7 +104,19 @@ def predict(
             yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
 
 
-def _teacher(fabric: Fabric, batch: TrainingBatch, fitted_temperature: float) -> Tensor | None:
+def _teacher(
+    fabric: Fabric, batch: TrainingBatch, fitted_temperature: float
+) -> Tensor | SparseTeacher | None:
+    if batch.sparse is not None:
+        ids, logits, tail = (
+            fabric.to_device(torch.from_numpy(part))
+            for part in (
+                batch.sparse.ids.astype("int64"),
+                batch.sparse.logits,
+                batch.sparse.tail_lse,
+            )
+        )
+        return SparseTeacher(ids, logits / fitted_temperature, tail)
     if batch.teacher is None:
         return None
     return fabric.to_device(torch.from_numpy(batch.teacher)).float() / fitted_temperature

@@ -98,6 +98,11 @@ class TrainParams(Record):
     temperature: Positive = Field(
         4.0, description="T, divides teacher's and student's logits in the soft term"
     )
+    tail: Literal["bucket", "spread"] = Field(
+        "bucket",
+        description="of topk labels with loss 'kd': the classes that were left out as one "
+        "'any other', or spread over all as the label set says",
+    )
     soft_weight_end: float | None = Field(
         None, ge=0, le=1, description="soft weight of the last epoch; default: it stays"
     )

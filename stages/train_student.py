@@ -43,7 +43,13 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     validation = ParquetSource(params.validation) if params.validation else None
     labels = _soft_labels(params)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
-    samples = JoinedSamples(source, labels, fitted * params.temperature)
+    sparse = labels is not None and labels.manifest.identity.codec == "topk"
+    samples = JoinedSamples(
+        source,
+        labels,
+        fitted * params.temperature,
+        sparse=sparse and params.loss == "kd" and params.tail == "bucket",
+    )
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
     model = _picture_model(params, source)

@@ -21,7 +21,7 @@ from softlabel.pipeline.losses import (
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.params import TrainParams
 from softlabel.stages import train_student
-from tests.unit.builders import write_labels, write_source
+from tests.unit.builders import CLASSES, write_labels, write_source
 
 SOFT_LOSSES = ("kd", "dkd", "dist", "mse", "reverse-kl", "js")
 
@@ -123,6 +123,48 @@ def test_what_a_topk_set_cannot_give_is_refused(
     run = params(source=source.path, labels=labels, output=tmp_path / "out", **settings)
     with pytest.raises(ParameterError, match=f"train: {what} needs the logits of all classes"):
         train_student.run(run)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "spread"])
+def test_with_one_class_left_out_sparse_labels_train_like_dense_ones(
+    tmp_path: Path, tail: str
+) -> None:
+    source = write_source(tmp_path / "data", (40, 24))
+    histories = []
+    for codec, k in (("dense-f16", None), ("topk", len(CLASSES) - 1)):
+        labels = write_labels(tmp_path / codec, source, codec=codec, k=k)
+        run = params(
+            source=source.path,
+            labels=labels,
+            output=tmp_path / "out",
+            batch_size=16,
+            shuffle_rows=30,
+            tail=tail,
+            logger="none",
+        )
+        histories.append([record.soft_kl for record in train_student.run(run).history])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-3)
+
+
+def test_a_bucket_asks_less_than_a_spread_tail(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "data", (64,))
+    labels = write_labels(tmp_path / "labels", source, codec="topk", k=1)
+    first = {}
+    for tail in ("bucket", "spread"):
+        run = params(
+            source=source.path,
+            labels=labels,
+            output=tmp_path / "out",
+            batch_size=64,
+            epochs=1,
+            tail=tail,
+            logger="none",
+        )
+        first[tail] = train_student.run(run).history[0].soft_kl
+    bucket, spread = first["bucket"], first["spread"]
+    assert bucket is not None and spread is not None
+    # The log-sum inequality: what is the same in the tail is not asked for.
+    assert bucket < spread
 
 
 def test_soft_losses_need_labels() -> None:
