@@ -95,6 +95,11 @@ class Factored:
         bad = ~(np.abs(rows.features) <= LARGEST_HALF).all(axis=1)
         if bad.any():
             raise ValueError("features are beyond 65,504, the end of float16", int(bad.argmax()))
+        if rows.masked:
+            bad = (np.isneginf(rows.d) & np.isfinite(self.head.bias)).any(axis=1)
+            if bad.any():
+                row = int(bad.argmax())
+                raise ValueError("logits hold -inf, which factored cannot store", row)
         features = rows.features.astype(np.float16)
         return {"features": features, "lse": log_sums(rows.d, self.temperatures)}
 

@@ -134,8 +134,8 @@ def _own_spec(path: Path, text: str, told: InferParams | PlanParams) -> TeacherS
     given = [name for name in _TOLD if getattr(told, name)]
     if given:
         raise ParameterError(
-            f"{path}: carries its own metadata, and infer.{', infer.'.join(given)} would "
-            "contradict it; remove what you set, or export the model again"
+            f"{path}: carries its own metadata, and {', '.join(given)} would contradict it; "
+            "remove what you set, or export the model again"
         )
     return _parse_spec(path, text)
 

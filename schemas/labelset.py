@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Preprocess
@@ -102,6 +102,12 @@ class Identity(Record):
     features: int | None = None
     positions: bool = False
     derived: Derivation | None = None
+
+    @model_validator(mode="after")
+    def _features_stand_once(self) -> Identity:
+        if self.codec == "factored" and self.features is not None:
+            raise ValueError("codec factored stores features already; features must be null")
+        return self
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this identity."""

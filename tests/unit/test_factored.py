@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load
 
 from softlabel.pipeline.codec import EncodedRows, encode_rows
@@ -14,6 +15,8 @@ from softlabel.pipeline.codecs import make_codec
 from softlabel.pipeline.factored import Factored, Head, read_head
 from softlabel.pipeline.numerics import kl_sums, softmax
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Identity
+from softlabel.schemas.teacher import Preprocess
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
@@ -126,6 +129,29 @@ def test_a_feature_beyond_float16_is_refused_with_its_row(value: float) -> None:
     with pytest.raises(ValueError, match="features are beyond 65,504") as caught:
         encode_rows(codec, codec.head.logits(features_of(70)), features)
     assert caught.value.args[1] == 61
+
+
+def test_a_mask_that_the_head_does_not_know_is_refused_with_its_row() -> None:
+    head = make_head(3, 2)
+    logits = np.array([[1, 2, 3], [1, -np.inf, 2]], np.float32)
+    with pytest.raises(ValueError, match="-inf, which factored cannot store") as caught:
+        encode_rows(Factored(head, TEMPERATURES), logits, features_of(2, 2))
+    assert caught.value.args[1] == 1
+
+
+def test_an_identity_does_not_store_features_twice() -> None:
+    with pytest.raises(ValidationError, match="codec factored stores features already"):
+        Identity(
+            teacher_sha256=("0" * 64,),
+            preprocess=Preprocess(height=2, width=3, channels=1, mean=(0.5,), std=(0.5,)),
+            classes=("ant", "bee"),
+            output="logits",
+            output_kind="logits",
+            source=(),
+            temperatures=TEMPERATURES,
+            codec="factored",
+            features=8,
+        )
 
 
 def test_without_features_there_is_nothing_to_keep() -> None:
