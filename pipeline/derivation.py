@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from softlabel.pipeline.factored import Head
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import FLOAT32, CodecName, Derivation, Identity, Reference
+from softlabel.schemas.labelset import FLOAT32, CodecName, Derivation, Identity, Reference, Tail
 
 EXACT: CodecName = "dense-f32"
 
@@ -56,6 +56,7 @@ def converted_identity(
     labels: LabelSet,
     codec: CodecName,
     k: int | None,
+    tail: Tail | None,
     classes: Sequence[int] | None,
     keys_sha256: str | None,
     head: Head | None,
@@ -67,10 +68,9 @@ def converted_identity(
     changes: dict[str, object] = {
         "codec": codec,
         "k": k,
+        "tail": tail,
         "head_sha256": head.digest() if head else None,
     }
-    if codec != old.codec:
-        changes["tail"] = "uniform" if codec == "topk" else None
     if classes is not None:
         before = old.class_map or range(len(old.classes))
         changes["classes"] = tuple(old.classes[number] for number in classes)

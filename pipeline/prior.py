@@ -14,7 +14,8 @@ from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
 from softlabel.schemas.sample import Logits, RunTeacher
 
-BATCHES = 16
+# Rows that a prior is taken from, however large the batches that the teacher runs in.
+PRIOR_ROWS = 4096
 # Runs of consecutive rows that the samples come in: each may cost the reading of a row group.
 PLACES = 512
 TEMPERATURE = 2.0
@@ -26,12 +27,12 @@ DECIMALS = 3
 def sampled_prior(
     source: ParquetSource, run_teacher: RunTeacher, batch_size: int, k: int
 ) -> tuple[float, ...]:
-    """The class prior from up to 16 batches of samples, spread over the whole source.
+    """The class prior from up to 4,096 samples, spread over the whole source.
 
     Raises DataError, naming the key, where the teacher gives no soft target.
     """
     prior = TailPrior(len(source.classes), k)
-    segments = spread_rows(source.files, BATCHES * batch_size)
+    segments = spread_rows(source.files, PRIOR_ROWS)
     rows = sum(segment.rows for segment in segments)
     sample = ShardPlan(name="sample", rows=rows, segments=tuple(segments))
     for batch in batches(sample, batch_size):

@@ -12,6 +12,7 @@ from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Preprocess
 
 CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
+Tail = Literal["uniform", "prior"]
 # Parquet with packed or list columns; WebDataset tars of labels alone or with the source's members.
 Layout = Literal["packed", "lists", "sidecar", "merged"]
 # What stored labels are compared with.
@@ -97,7 +98,7 @@ class Identity(Record):
     temperatures: tuple[float, ...]
     codec: CodecName
     k: int | None = None
-    tail: Literal["uniform", "prior"] | None = None
+    tail: Tail | None = None
     head_sha256: str | None = None
     features: int | None = None
     positions: bool = False

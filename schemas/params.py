@@ -335,6 +335,11 @@ class ConvertParams(Record):
     k: int | None = Field(
         None, ge=1, description="classes kept in a row by topk; default: as they are, or 64"
     )
+    tail: Literal["uniform", "prior"] | None = Field(
+        None,
+        description="how topk spreads the mass of the classes it leaves out: evenly, or by the "
+        "class prior of the set's own rows; default: as it is, or uniform",
+    )
     shard_rows: int | None = Field(
         None, ge=1, description="samples in one label shard; default: shards as they are [rows]"
     )

@@ -19,8 +19,9 @@ from softlabel.pipeline.packing import folder_packing, make_packing
 from softlabel.pipeline.portions import Portion, whole_portions
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.rewriting import Rewriting
+from softlabel.pipeline.stored_prior import stored_prior
 from softlabel.pipeline.subset import KeyList, key_subset, read_class_list
-from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     CodecName,
     Identity,
@@ -29,6 +30,7 @@ from softlabel.schemas.labelset import (
     Plan,
     Reference,
     ShardPlan,
+    Tail,
 )
 from softlabel.schemas.params import ConvertParams
 from softlabel.schemas.reports import ConvertReport
@@ -94,14 +96,15 @@ def _job(params: ConvertParams, labels: LabelSet) -> _Job:
     layout = _layout(params, labels)
     cut = _cut(params, labels)
     head = _head(labels, codec, classes)
-    identity = converted_identity(labels, codec, k, classes, cut.keys_sha256, head)
+    tail = _tail(params, labels, codec)
+    identity = converted_identity(labels, codec, k, tail, classes, cut.keys_sha256, head)
     plan = Plan(
         identity=identity,
         making=_making(params, identity, layout),
         execution=None,
         layout=layout,
         aligned=cut.aligned,
-        prior=old.prior if identity.tail == "prior" else None,
+        prior=_prior(labels, identity, classes),
         shards=cut.shards,
     )
     packing = make_packing(identity, layout, prior=plan.prior, head=head, made_by="convert")
@@ -151,6 +154,33 @@ def _kept_classes(params: ConvertParams, labels: LabelSet, codec: CodecName) -> 
     return None
 
 
+def _tail(params: ConvertParams, labels: LabelSet, codec: CodecName) -> Tail | None:
+    stored = labels.manifest.identity
+    if codec != "topk":
+        if params.tail is not None:
+            raise ParameterError(
+                f"convert.tail: is for codec topk, the labels become {codec}; leave --tail"
+            )
+        return None
+    if stored.codec != "topk":
+        return params.tail or "uniform"
+    if params.tail not in (None, stored.tail or "uniform"):
+        raise DataError(
+            f"{labels.folder}: topk keeps the tail it was made with ({stored.tail or 'uniform'}), "
+            f"the logits for another are missing; infer again with --tail {params.tail}"
+        )
+    return stored.tail
+
+
+def _prior(
+    labels: LabelSet, identity: Identity, classes: Sequence[int] | None
+) -> tuple[float, ...] | None:
+    """The vector that spreads the tail: the set's own, or one from its full logits."""
+    if identity.tail != "prior" or identity.k is None:
+        return None
+    return labels.manifest.prior or stored_prior(labels, identity.k, classes)
+
+
 def _layout(params: ConvertParams, labels: LabelSet) -> Layout:
     layout = params.layout or labels.manifest.layout
     if layout == "merged" and params.source is None:
@@ -175,6 +205,8 @@ def _making(params: ConvertParams, identity: Identity, layout: Layout) -> Making
     words += [f"--layout {layout} --codec {identity.codec}"]
     if identity.k is not None:
         words.append(f"--k {identity.k}")
+    if identity.tail == "prior":
+        words.append("--tail prior")
     if params.shard_rows is not None:
         words.append(f"--shard-rows {params.shard_rows}")
     for name in ("keys", "classes", "source"):

@@ -17,7 +17,7 @@ from softlabel.pipeline.factored import Head
 from softlabel.pipeline.onnx_head import LinearEnd, checking_head, find_head
 from softlabel.pipeline.packing import Packing, make_packing
 from softlabel.pipeline.plan import batches, plan_shards
-from softlabel.pipeline.prior import BATCHES, TailPrior, spread_rows
+from softlabel.pipeline.prior import PRIOR_ROWS, TailPrior, spread_rows
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.runner import naming_the_key, shift_output
 from softlabel.pipeline.session import TeacherSession, in_class_order
@@ -150,7 +150,7 @@ def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, 
     classes = len(world.identity.classes)
     priors = {k: TailPrior(classes, k) for k in TOPK if k < classes}
     if priors:
-        sample = _sample(world.source, BATCHES * params.batch_size)
+        sample = _sample(world.source, PRIOR_ROWS)
         progress.start("class prior", sample.rows, "samples")
         for _, output in _outputs(params, world, sample, progress, _Clock()):
             d = shift_output(output).d

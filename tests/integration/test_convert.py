@@ -134,7 +134,12 @@ def test_a_copy_is_the_same_set(labelled: Project, convert: Convert) -> None:
 
 @pytest.mark.parametrize(
     ("codec", "flags"),
-    [("dense-f16", ()), ("dense-u8", ()), ("topk", ("--k", "3"))],
+    [
+        ("dense-f16", ()),
+        ("dense-u8", ()),
+        ("topk", ("--k", "3")),
+        ("topk", ("--k", "3", "--tail", "prior")),
+    ],
 )
 def test_from_float32_it_is_what_infer_would_have_written(
     labelled: Project, convert: Convert, command: Command, codec: str, flags: tuple[str, ...]
@@ -145,6 +150,7 @@ def test_from_float32_it_is_what_infer_would_have_written(
     converted, inferred = softlabel.open("converted"), softlabel.open("inferred")
     assert converted.identity == inferred.identity
     assert converted.manifest.identity.derived is None
+    assert converted.manifest.prior == inferred.manifest.prior
     assert converted.manifest.reference == report["reference"] == "float32 logits"
     for one, other in zip(converted.manifest.fidelity, inferred.manifest.fidelity, strict=True):
         assert one.rows == other.rows
@@ -178,6 +184,30 @@ def test_the_chain_of_codecs_grows(labelled: Project, convert: Convert) -> None:
     assert derivation(sparse).codecs == ("dense-f16", "dense-u8")
     assert sparse.manifest.reference == "dense-u8"
     assert softlabel.open("exact").manifest.reference == "dense-u8"
+
+
+def test_the_prior_of_the_sets_own_rows(labelled: Project, convert: Convert) -> None:
+    convert("labels", "half", "--codec", "dense-f16")
+    prior = ("--codec", "topk", "--k", "3", "--tail", "prior")
+    told = convert("half", "told", *prior)["kl_mean"]
+    even = convert("half", "even", *prior[:-1], "uniform")["kl_mean"]
+    assert sum(told.values()) < sum(even.values())
+    narrower = convert("told", "narrower", "--k", "2")
+    assert narrower["codec"] == "topk"
+    manifests = [softlabel.open(name).manifest for name in ("told", "narrower")]
+    assert manifests[0].prior == manifests[1].prior
+    assert manifests[0].prior is not None
+    assert [manifest.identity.tail for manifest in manifests] == ["prior", "prior"]
+    assert "--tail prior" in manifests[0].making.command
+
+
+def test_the_prior_of_a_subset_of_classes(labelled: Project, convert: Convert) -> None:
+    Path("some.txt").write_text("\n".join(softlabel.open("labels").classes[2:8]))
+    flags = ("--codec", "topk", "--k", "2", "--tail", "prior", "--classes", "some.txt")
+    convert("labels", "part", *flags)
+    part = softlabel.open("part")
+    assert part.manifest.prior is not None
+    assert len(part.manifest.prior) == part.num_classes == 6
 
 
 def test_a_smaller_k(labelled: Project, convert: Convert) -> None:
@@ -217,6 +247,7 @@ def test_factored_goes_through_its_head(
     [
         ("topk", ("--codec", "dense-f16"), "infer again with --codec dense-f16"),
         ("topk", ("--codec", "topk", "--k", "4"), "pass --k 3 or less"),
+        ("topk", ("--tail", "prior"), "infer again with --tail prior"),
         ("dense-f32", ("--codec", "factored"), "holds no features"),
     ],
 )
