@@ -193,6 +193,27 @@ def foreign_key(world: Path) -> None:
     forge(world, change)
 
 
+def key_twice(world: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        keys = table["key"].to_pylist()
+        return _replace(table, "key", pa.array([keys[1], *keys[1:]]))
+
+    forge(world, change)
+
+
+def row_left_out(world: Path) -> None:
+    forge(world, lambda table: table.slice(1))
+
+
+def logits_not_finite(world: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        rows = table["logits"].to_pylist()
+        broken = np.full(len(rows[0]) // 2, np.nan, np.float16).tobytes()
+        return _replace(table, "logits", pa.array([broken, *rows[1:]], table["logits"].type))
+
+    forge(world, change)
+
+
 def changed_picture(world: Path) -> None:
     """The source's second shard with one picture inverted, its stated digest as it was."""
     folder = world / "data/train"
@@ -249,8 +270,12 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
     (wrong_top1, "check_values", "values", True),
     (shift_not_finite, "check_values", "values", True),
     (wrong_log_sums, "check_values", "values", True),
+    (logits_not_finite, "check_values", "values", True),
     (keys_in_another_order, "check_coverage", "coverage", False),
     (foreign_key, "check_coverage", "coverage", False),
+    (key_twice, "check_coverage", "coverage", True),
+    (row_left_out, "check_schema", "schema", False),
+    (row_left_out, "check_coverage", "coverage", False),
     (changed_picture, "check_source", "source", True),
 ]
 
