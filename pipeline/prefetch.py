@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
@@ -58,6 +59,17 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
     feeder = _Feeder(items, depth)
     thread = threading.Thread(target=feeder.run, daemon=True, name=name)
     thread.start()
+
+    def end() -> None:
+        feeder.stopped.set()
+        # Room for the item that the thread may be waiting to hand over: it sees the stop at once.
+        with contextlib.suppress(queue.Empty):
+            feeder.queue.get_nowait()
+        thread.join()
+
+    # An iteration that is left open when the program ends: a thread that was cut off inside a
+    # library takes the whole process down.
+    atexit.register(end)
     try:
         while True:
             item = feeder.queue.get()
@@ -67,8 +79,5 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
                 return
             yield item
     finally:
-        feeder.stopped.set()
-        # Room for the item that the thread may be waiting to hand over: it sees the stop at once.
-        with contextlib.suppress(queue.Empty):
-            feeder.queue.get_nowait()
-        thread.join()
+        atexit.unregister(end)
+        end()

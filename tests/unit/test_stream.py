@@ -1,5 +1,7 @@
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -18,6 +20,7 @@ from softlabel.pipeline.parquet_columns import to_block
 from softlabel.pipeline.stream import LabelStream
 from softlabel.schemas.errors import DataError, IdentityError, ParameterError
 from tests.unit.blocks import block_of, packing_of, write_set
+from tests.unit.builders import write_labels, write_source
 
 PACKING = packing_of("dense-f16")
 SHARDS = (5, 1, 8, 3, 7)
@@ -256,3 +259,13 @@ def test_a_shard_with_fewer_rows_than_the_manifest_says(labels: LabelSet) -> Non
     manifest = labels.manifest.model_copy(update={"shards": tuple(lines)})
     with pytest.raises(DataError, match=r"part-00001\.parquet: has 1 rows, not 2; run 'softlabel"):
         list(LabelSet(labels.folder, manifest).batches(3))
+
+
+def test_a_program_that_leaves_a_stream_open_ends_in_peace(tmp_path: Path) -> None:
+    """A thread that was cut off inside Arrow would take the process down."""
+    folder = write_labels(tmp_path / "labels", write_source(tmp_path / "data", (1100,)))
+    script = (
+        f"import softlabel; stream = softlabel.open({str(folder)!r}).batches(100); next(stream)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
