@@ -58,7 +58,7 @@ def fit_temperature(pass_at: Callable[[float], Descent], lowest: float = LOWEST_
         if abs(following - b) <= PRECISION * b:
             break
         b = following
-    return 1 / following
+    return max(lowest, 1 / following)
 
 
 def descend(blocks: Iterable[LabelBlock], b: float) -> Descent:
@@ -109,7 +109,11 @@ def _of_sparse(
     A label outside the kept classes has an even share of it, and is counted in `total`.
     """
     kept = block.payload["logits"].astype(np.float64)
-    tail, nearby = (codec.tail_lse(block.payload, 1 / at) for at in (b, b * (1 - NEARBY)))
+    # From T to 1/T and back may round to below the smallest T that the set recorded.
+    lowest = min(codec.temperatures)
+    tail, nearby = (
+        codec.tail_lse(block.payload, max(lowest, 1 / at)) for at in (b, b * (1 - NEARBY))
+    )
     with np.errstate(invalid="ignore"):
         rate = np.where(np.isneginf(tail), 0.0, (tail - nearby) / (NEARBY * b))
     z = np.concatenate([kept, rate[:, None]], axis=1)

@@ -194,13 +194,14 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     """Publish the manifest once every shard stands, then delete what was set aside.
 
     reference: what the fidelity was measured against. Raises DataError where one key names samples
-    of two shards; a set that is made from others has the keys of those, which were looked at.
+    of two shards. A set that is merged, or converted and aligned, follows one whose keys were
+    looked at; one that is converted and not aligned may follow what changed since it was begun.
     """
     receipts = {
         shard.name: Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
         for shard in plan.shards
     }
-    if plan.making.verb == "infer":
+    if plan.making.verb == "infer" or (plan.making.verb == "convert" and not plan.aligned):
         _refuse_duplicates(folder, plan)
     manifest = _manifest(plan, receipts, reference)
     publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
@@ -229,7 +230,8 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt], reference: Reference)
         fidelity=tuple(
             MeasuredFidelity(
                 temperature=temperature,
-                kl_mean=sum(fidelity.kl_sum[index] for fidelity in measured) / rows,
+                # Sequences may all be empty, and then nothing is lost.
+                kl_mean=sum(fidelity.kl_sum[index] for fidelity in measured) / max(1, rows),
                 rows=rows,
             )
             for index, temperature in enumerate(plan.identity.temperatures)
@@ -308,12 +310,17 @@ def _refuse_duplicates(folder: Path, plan: Plan) -> None:
     key = counts.field("values")[pc.index(twice, True).as_py()]
     rows = np.flatnonzero(pc.equal(keys, key).to_numpy())[:2]
     places = [_place(plan, columns, int(row)) for row in rows]
+    if not plan.aligned:
+        raise DataError(
+            f"{folder}: key {key.as_py()!r} was written twice ({' and '.join(places)}): what the "
+            "set is made from changed since it was begun; run the same command with --overwrite"
+        )
     raise duplicate_key(key.as_py(), " and ".join(places))
 
 
 def _place(plan: Plan, columns: Sequence[pa.ChunkedArray], row: int) -> str:
     for shard, column in zip(plan.shards, columns, strict=True):
         if row < len(column):
-            return place(shard, row)
+            return place(shard, row) if shard.segments else f"{shard.name} sample {row}"
         row -= len(column)
     raise IndexError(row)

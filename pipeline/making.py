@@ -9,6 +9,8 @@ from pathlib import Path
 
 from softlabel.pipeline.factored import Head
 from softlabel.pipeline.labelset_folder import (
+    DISCARDED,
+    REPLACED,
     claim,
     close,
     finished_shards,
@@ -101,11 +103,22 @@ def plain(folder: Path) -> Path:
 
 
 def refuse_overlap(output: Path, parents: Sequence[Path]) -> None:
-    """Raise ParameterError where a set would be written over one that it is made from."""
+    """Raise ParameterError where writing a set would touch one that it is made from.
+
+    Beside the output stand, for a while, the set that it replaces and an unfinished one.
+    """
+    target = output.resolve()
+    used = {target, *(target.with_name(target.name + end) for end in (REPLACED, DISCARDED))}
     for parent in parents:
-        if output.resolve() == parent.resolve():
+        read = parent.resolve()
+        if read == target:
             raise ParameterError(
                 f"output: {output} is the label set to read from; choose another --output"
+            )
+        if used & {read, *read.parents} or read in target.parents:
+            raise ParameterError(
+                f"output: {output} lies in the way of {parent}, the label set to read from; "
+                "choose another --output"
             )
 
 

@@ -37,7 +37,7 @@ class TarSource:
     """
 
     def __init__(self, where: Path) -> None:
-        pattern = str(where / "*.tar") if where.is_dir() else str(where)
+        pattern = f"{glob.escape(str(where))}/*.tar" if where.is_dir() else str(where)
         self.paths = [Path(name) for name in sorted(glob.glob(pattern))]
         if not self.paths:
             raise ParameterError(f"source: {where} names no .tar file; give their folder")

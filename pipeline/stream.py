@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ GROUPS_AHEAD = 1
 Part = tuple[int, int]
 
 
+Rows = Annotated[int, Field(ge=0)]
+
+
 class StreamState(Record):
     """Where one part of a streaming run stood.
 
@@ -45,8 +48,8 @@ class StreamState(Record):
     identity: str
     shards: str
     part: tuple[int, int]
-    earlier: tuple[tuple[int, ...], ...] = ()
-    done: int = Field(ge=0)
+    earlier: tuple[Annotated[tuple[Rows, ...], Field(min_length=1)], ...] = ()
+    done: Rows
 
 
 @dataclass(frozen=True, slots=True)

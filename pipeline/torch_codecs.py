@@ -70,7 +70,8 @@ def decode(codec: Codec, columns: Tensors, T: float) -> Tensor:
 def refuse(codec: Codec, columns: Tensors) -> None:
     """Raise ValueError, with the row's number in `args[1]`, for a row that was not to be packed.
 
-    The reasons are those of the NumPy codecs. Waits for the device where the columns are on one.
+    The reasons are those of the NumPy codecs, but for a mask that a factored set's head does not
+    know: columns do not show it. Waits for the device where the columns are on one.
     """
     shift = columns["shift"]
     _refuse_rows(shift.isnan(), "logits hold NaN")

@@ -23,7 +23,7 @@ from softlabel.pipeline.numerics import id_dtype, log_softmax, log_sums
 from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.parquet_columns import shard_schema
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.shards import open_shard, shard_path
+from softlabel.pipeline.shards import ShardReader, open_shard, shard_path
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
@@ -39,7 +39,7 @@ from softlabel.schemas.labelset import (
 )
 from softlabel.schemas.reports import Problem
 
-BATCH_ROWS = 4096
+BLOCK_VALUES = 2**20
 # A stored float16 is within 2^-11 of its value; over C of them, and two float32 sums.
 LSE_TOLERANCE = 5e-3
 FEW = 3
@@ -130,7 +130,7 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
     """Every row decodes to finite soft targets that agree with its shift, top-1 and log-sums."""
     try:
         reader = open_shard(folder, shard.name, packing)
-        for block in reader.read(0, reader.rows):
+        for block in _small_blocks(reader, len(packing.identity.classes)):
             rows = np.repeat(np.arange(len(block)), np.diff(block.starts()))
             for message, bad in _bad_values(block, packing.identity):
                 if bad.any():
@@ -138,6 +138,14 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
                     yield _problem("values", shard, f"{message} for {_few(keys)}")
     except (DataError, KeyError) as error:
         yield _problem("values", shard, f"its rows cannot be read: {error}")
+
+
+def _small_blocks(reader: ShardReader, classes: int) -> Iterator[LabelBlock]:
+    """All rows, so few at a time that they can be decoded whole."""
+    size = max(1, BLOCK_VALUES // classes)
+    for block in reader.read(0, reader.rows):
+        for first in range(0, len(block), size):
+            yield block.slice(first, min(size, len(block) - first))
 
 
 def check_coverage(
@@ -166,6 +174,35 @@ def check_coverage(
         yield _problem("coverage", shard, f"holds a key {times}")
     elif not missing and not extra:
         yield _problem("coverage", shard, "holds its keys in another order than the source")
+
+
+def check_unlabelled(manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+    """Every row of the source belongs to a shard of the aligned set."""
+    labelled: dict[str, int] = {}
+    for shard in manifest.shards:
+        for part in shard.segments:
+            labelled[part.source] = labelled.get(part.source, 0) + part.rows
+    for file in source.files:
+        lacking = file.rows - labelled.get(file.name, 0)
+        if lacking > 0:
+            message = f"{source.path / file.name} has {lacking} samples without labels"
+            yield Problem(kind="coverage", shard=None, message=message)
+
+
+def check_keys(folder: Path, manifest: Manifest, packing: Packing) -> Iterator[Problem]:
+    """No key stands in more rows than a sample has views."""
+    try:
+        columns = [
+            open_shard(folder, shard.name, packing).keys().combine_chunks()
+            for shard in manifest.shards
+        ]
+    except (DataError, KeyError):
+        return  # what cannot be read is another check's to tell
+    counts = pc.value_counts(pa.chunked_array(columns, pa.string()))
+    twice = pc.greater(counts.field("counts"), manifest.identity.views)
+    keys = counts.field("values").filter(twice).to_pylist()
+    if keys:
+        yield Problem(kind="keys", shard=None, message=f"a key stands twice: {_few(keys)}")
 
 
 def check_source(
@@ -213,6 +250,15 @@ def _bad_values(
     yield "top1 is outside the classes", unknown
     if unknown.any():
         return
+    if "ids" in block.payload:
+        ids = np.sort(block.payload["ids"], axis=1)
+        foreign = np.asarray(ids[:, -1] >= classes)
+        yield "a kept class is outside the classes", foreign
+        if foreign.any():
+            return
+        yield "a class is kept twice", np.asarray((ids[:, 1:] == ids[:, :-1]).any(axis=1))
+        kept = block.payload["logits"]
+        yield "the kept logits do not fall", np.asarray((kept[:, 1:] > kept[:, :-1]).any(axis=1))
     lowest = max(min(temperatures), 1.0)
     logits = block.logits(lowest)
     highest = logits.max(axis=1)

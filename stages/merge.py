@@ -144,10 +144,10 @@ def _identity(
 def _making(params: MergeParams) -> Making:
     """The command without this machine's paths."""
     words = ["softlabel merge", *["--labels LABELS"] * len(params.labels), "--output OUTPUT"]
-    words += [f"--weights {weight:g}" for weight in params.weights]
+    words += [f"--weights {weight!r}" for weight in params.weights]
     words.append(f"--mean {params.mean}")
     if params.temperature is not None:
-        words.append(f"--temperature {params.temperature:g}")
+        words.append(f"--temperature {params.temperature!r}")
     words.append(f"--codec {params.codec}")
     if params.codec == "topk":
         words.append(f"--k {params.k}")

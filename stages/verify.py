@@ -84,6 +84,8 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
             yield from checks.check_schema(folder, packing, shard)
             yield from checks.check_values(folder, packing, shard)
         progress.advance(shard.rows)
+    if not headless:
+        yield from checks.check_keys(folder, manifest, folder_packing(folder, manifest))
 
 
 def _against_source(
@@ -95,6 +97,7 @@ def _against_source(
         if not headless and not faults:
             yield from check_whole_coverage(folder, manifest, source)
         return
+    yield from checks.check_unlabelled(manifest, source)
     for shard in manifest.shards:
         faults = list(checks.check_source(folder, manifest, shard, source))
         yield from faults

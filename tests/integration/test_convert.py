@@ -557,6 +557,28 @@ def test_over_the_set_itself(labelled: Project, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("read", "output"),
+    [
+        ("labels", "labels/new"),
+        ("labels/inner", "labels"),
+        ("other.replaced", "other"),
+        ("other.discarded", "other"),
+    ],
+)
+def test_over_the_set_in_another_way(
+    labelled: Project, command: Command, read: str, output: str
+) -> None:
+    if read != "labels":
+        shutil.copytree("labels", read)
+    before = {path: path.read_bytes() for path in Path(read).glob("*")}
+    replace = ("--if-different", "replace", "--codec", "dense-f16")
+    outcome = command("convert", "--labels", read, "--output", output, *replace)
+    assert outcome.code == 2, outcome.stderr
+    assert "lies in the way of" in outcome.stderr
+    assert {path: path.read_bytes() for path in Path(read).glob("*")} == before
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         (("--layout", "merged"), "layout 'merged' and source go together"),

@@ -273,7 +273,8 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, bool]] = [
     (logits_not_finite, "check_values", "values", True),
     (keys_in_another_order, "check_coverage", "coverage", False),
     (foreign_key, "check_coverage", "coverage", False),
-    (key_twice, "check_coverage", "coverage", True),
+    (key_twice, "check_keys", "keys", False),
+    (key_twice, "check_coverage", "coverage", False),
     (row_left_out, "check_schema", "schema", False),
     (row_left_out, "check_coverage", "coverage", False),
     (changed_picture, "check_source", "source", True),
@@ -313,6 +314,24 @@ def test_each_fault_is_found_by_its_detector(
     assert kind not in {problem.kind for problem in report.problems}
     if alone:
         assert report.problems == ()
+
+
+def test_samples_that_the_source_gained_are_missing(world: Path) -> None:
+    source = ParquetSource(world / "data/train")
+    file = source.files[0]
+    block = source.read([Segment(source=file.name, first=0, rows=5)])
+    keys = pa.array([f"new-{number}" for number in range(5)])
+    path = world / "data/train/part-00099.parquet"
+    write_source_shard(path, type(block)(keys, block.inputs, block.labels), source.classes)
+    report = check(world)
+    assert [problem.kind for problem in report.problems] == ["coverage"]
+    assert "part-00099.parquet has 5 samples without labels" in report.problems[0].message
+
+
+def test_a_key_that_stands_twice_needs_no_source(world: Path) -> None:
+    key_twice(world)
+    report = verify.run(VerifyParams(labels=world / "labels"))
+    assert [problem.kind for problem in report.problems] == ["keys"]
 
 
 def test_labels_of_other_rows_fail_the_replay_alone(world: Path) -> None:

@@ -238,9 +238,10 @@ def test_a_key_twice_in_a_subset(labelled: Project, command: Command, verify: Ve
         writer.finish()
     forge(folder)
     report = verify(name, *SOURCE)
-    (problem,) = report["problems"]
-    assert problem["kind"] == "coverage"
-    assert "do not stand 1 times: 'sample-000000'" in problem["message"]
+    first, second = report["problems"]
+    assert (first["kind"], second["kind"]) == ("keys", "coverage")
+    assert "twice: 'sample-000000'" in first["message"]
+    assert "do not stand 1 times: 'sample-000000'" in second["message"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--layout", "sidecar"), ("--keys", "few")])

@@ -35,7 +35,7 @@ from softlabel.schemas.teacher import Preprocess
 CODECS: tuple[CodecName, ...] = ("dense-f32", "dense-f16", "dense-u8", "topk", "factored")
 CLASSES = tuple("abcdef")
 KEPT = 3
-MADE = Making(verb="convert", command="softlabel convert")
+MADE = Making(verb="merge", command="softlabel merge")
 INNER = 3
 FEATURES = 2
 

@@ -1,6 +1,7 @@
 """The fitted temperature is the one that SciPy finds, on dense and on topk labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_topk_labels(sharpness: float) -> None:
     logits, labels = sample(sharpness)
     stored = block(logits, labels, "topk", 9)
     assert fit(stored, 0.5) == pytest.approx(wanted_of_topk(stored, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("lowest", [0.45, 0.9, 1.8, 3.6, 7.2])
+def test_the_lowest_recorded_temperature_may_be_any(lowest: float) -> None:
+    logits, labels = sample(12.0)
+    codec = make_codec("topk", CLASSES, (lowest, 16.0), k=9)
+    stored = replace(block(logits, labels, "topk", 9), codec=codec)
+    rows = shift_rows(logits)
+    stored = replace(stored, payload=codec.encode(rows))
+    assert lowest <= fit(stored, lowest) < 64
+    assert descend([stored], 1 / lowest).rows == ROWS
 
 
 def test_the_sums_are_those_of_the_formula() -> None:

@@ -156,6 +156,8 @@ def refusals(labels: LabelSet) -> Iterator[tuple[list[dict[str, Any]], str]]:
     yield [{**one, "part": [3, 3]}, two, three], needs
     yield [{**whole, "done": ROWS + 2}], "2 rows more were handed out than its part had"
     yield [{**whole, "done": -1}], r"a state to resume from is damaged \(done: "
+    yield [{**whole, "earlier": [[]]}], r"a state to resume from is damaged \(earlier\.0: "
+    yield [{**whole, "earlier": [[-3]]}], r"a state to resume from is damaged \(earlier\.0\.0: "
     yield [{"done": 3}], r"a state to resume from is damaged \(identity: Field required"
     yield [{**whole, "more": 1}], r"damaged \(more: Extra inputs"
 

@@ -61,7 +61,11 @@ def logits_of(kind: str) -> Floats:
 KINDS = ("gentle", "wild", "ties", "equal", "signs", "huge", "masked")
 
 
-CASES = [(name, kind) for name in NAMES for kind in KINDS if (name, kind) != ("dense-u8", "masked")]
+# A byte has no place for a mask, and the head of these sets knows none.
+UNMASKED = ("dense-u8", "factored")
+CASES = [
+    (name, kind) for name in NAMES for kind in KINDS if not (name in UNMASKED and kind == "masked")
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
