@@ -23,6 +23,7 @@ SHARD_ROWS = 25_000
 # A shard of 100 MB has two dozen row groups, so that N rows fill every queue already.
 GROUP_BYTES = 4 * 2**20
 ALLOWED = 1.1
+ATTEMPTS = 3
 
 # ru_maxrss begins at what the parent held when it forked; this begins anew with the program.
 STATUS = Path("/proc/self/status")
@@ -127,8 +128,26 @@ def peak(program: str, *arguments: str) -> int:
 
 
 def expect_constant(sets: tuple[Path, Path], program: str, *arguments: str) -> None:
-    one, four = (peak(program, str(folder), *arguments) for folder in sets)
-    assert four <= ALLOWED * one, f"{four} kB for 4N rows, {one} kB for N"
+    """How far a thread gets ahead, a few groups, hangs on what else the machine does: one of three
+    pairs must be within bounds. What grows with the rows is out of them every time.
+    """
+    seen = []
+    for attempt in range(ATTEMPTS):
+        one, four = (
+            peak(program, str(folder), *afresh(folder, attempt, *arguments)) for folder in sets
+        )
+        if four <= ALLOWED * one:
+            return
+        seen.append(f"{four} kB for 4N rows, {one} kB for N")
+    raise AssertionError("; ".join(seen))
+
+
+def afresh(folder: Path, attempt: int, *arguments: str) -> list[str]:
+    """The arguments of an attempt that finds nothing of the ones before it: no output, no cache."""
+    for cache in folder.parent.glob("*.lookup-*"):
+        if cache.is_dir():
+            shutil.rmtree(cache)
+    return [f"{word}-{attempt}" if place == 0 else word for place, word in enumerate(arguments)]
 
 
 def test_the_measure_sees_growth(sets: tuple[Path, Path]) -> None:
