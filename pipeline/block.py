@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,10 @@ from softlabel.pipeline.numerics import Floats, softmax
 from softlabel.pipeline.sparse import SparseTargets, sparse_of_logits, sparse_of_stored
 from softlabel.pipeline.tables import block_table
 from softlabel.pipeline.topk import TopK
+
+# Full logits decoded at a time, and rows however few their classes.
+PIECE_VALUES = 2**20
+PIECE_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,19 @@ def concat_blocks(blocks: Sequence[LabelBlock]) -> LabelBlock:
         _joined([block.lengths for block in blocks]),
         _joined([block.features for block in blocks]),
     )
+
+
+def in_pieces(blocks: Iterable[LabelBlock], classes: int) -> Iterator[LabelBlock]:
+    """The rows of `blocks` in blocks that are small enough to be decoded whole, a row at least."""
+    limit = max(1, min(PIECE_ROWS, PIECE_VALUES // classes))
+    for block in blocks:
+        starts = block.starts()
+        first = 0
+        while first < len(block):
+            stop = int(np.searchsorted(starts, starts[first] + limit, side="right")) - 1
+            stop = max(first + 1, stop)
+            yield block.slice(first, stop - first, starts)
+            first = stop
 
 
 def _joined(parts: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:

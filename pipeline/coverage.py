@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from softlabel.pipeline.keys import KeySet, few, miscounted_keys
 from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.shards import open_shard
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, Segment
 from softlabel.schemas.reports import Problem
-
-FEW = 3
 
 
 def check_whole_source(manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
@@ -41,40 +39,31 @@ def check_whole_coverage(
     """
     segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
     packing = folder_packing(folder, manifest)
-    columns: list[pa.Array] = []
+
+    def columns() -> Iterator[pa.StringArray]:
+        for shard in manifest.shards:
+            yield open_shard(folder, shard.name, packing, shard.sha256).keys().combine_chunks()
+
     try:
         wanted = source.keys(segments)
-        for shard in manifest.shards:
-            stored = open_shard(folder, shard.name, packing, shard.sha256).keys().combine_chunks()
-            columns.append(stored)
-            extra = _others(stored, wanted)
+        known = KeySet([wanted])
+        for shard, stored in zip(manifest.shards, columns(), strict=True):
+            extra = known.others(stored).to_pylist()
             if extra:
-                message = f"{shard.name}: holds {len(extra)} foreign keys: {_few(extra)}"
+                message = f"{shard.name}: holds {len(extra)} foreign keys: {few(extra)}"
                 yield Problem(kind="coverage", shard=shard.name, message=message)
+        unequal = miscounted_keys(columns, manifest.identity.views)
+        missing = KeySet(columns()).others(wanted).to_pylist()
     except (DataError, KeyError) as error:
         yield _problem("coverage", f"the keys cannot be compared: {error}")
         return
-    counts = pc.value_counts(pa.chunked_array(columns))
-    views = manifest.identity.views
-    unequal = counts.field("values").filter(pc.not_equal(counts.field("counts"), views))
-    if len(unequal):
-        message = f"keys that do not stand {views} times: {_few(unequal.to_pylist())}"
-        yield _problem("coverage", message)
+    if unequal:
+        times = manifest.identity.views
+        yield _problem("coverage", f"keys that do not stand {times} times: {few(unequal)}")
     derived = manifest.identity.derived
-    missing = _others(wanted, counts.field("values"))
     if missing and (derived is None or derived.keys_sha256 is None):
-        yield _problem("coverage", f"lacks {len(missing)} keys: {_few(missing)}")
-
-
-def _others(keys: pa.Array, known: pa.Array) -> list[str]:
-    found: list[str] = pc.unique(keys.filter(pc.invert(pc.is_in(keys, known)))).to_pylist()
-    return found
+        yield _problem("coverage", f"lacks {len(missing)} keys: {few(missing)}")
 
 
 def _problem(kind: str, message: str) -> Problem:
     return Problem(kind=kind, shard=None, message=message)
-
-
-def _few(keys: list[str]) -> str:
-    shown = ", ".join(repr(key) for key in keys[:FEW])
-    return shown if len(keys) <= FEW else f"{shown} and {len(keys) - FEW} more"

@@ -6,7 +6,7 @@ Only the holder of the folder's lease calls these.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from softlabel.pipeline.factored import Head
+from softlabel.pipeline.keys import miscounted_keys
 from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.publish import (
     file_sha256,
@@ -296,31 +297,25 @@ def _read_receipt(path: Path) -> Receipt | None:
 
 def _refuse_duplicates(folder: Path, plan: Plan) -> None:
     packing = folder_packing(folder, plan)
-    # A sample's views stand together.
-    views = plan.identity.views
-    columns = [
-        open_shard(folder, shard.name, packing).keys().take(np.arange(0, shard.rows, views))
-        for shard in plan.shards
-    ]
-    keys = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    if pc.count_distinct(keys).as_py() == len(keys):
+
+    def columns() -> Iterator[pa.StringArray]:
+        for shard in plan.shards:
+            keys = open_shard(folder, shard.name, packing).keys().combine_chunks()
+            # A sample's views stand together.
+            yield keys.take(pa.array(np.arange(0, len(keys), plan.identity.views)))
+
+    twice = miscounted_keys(columns)
+    if not twice:
         return
-    counts = pc.value_counts(keys)
-    twice = pc.greater(counts.field("counts"), 1)
-    key = counts.field("values")[pc.index(twice, True).as_py()]
-    rows = np.flatnonzero(pc.equal(keys, key).to_numpy())[:2]
-    places = [_place(plan, columns, int(row)) for row in rows]
+    key = twice[0]
+    places = [
+        place(shard, row) if shard.segments else f"{shard.name} sample {row}"
+        for shard, keys in zip(plan.shards, columns(), strict=True)
+        for row in np.flatnonzero(pc.equal(keys, key).to_numpy(zero_copy_only=False)).tolist()
+    ]
     if not plan.aligned:
         raise DataError(
-            f"{folder}: key {key.as_py()!r} was written twice ({' and '.join(places)}): what the "
+            f"{folder}: key {key!r} was written twice ({' and '.join(places[:2])}): what the "
             "set is made from changed since it was begun; run the same command with --overwrite"
         )
-    raise duplicate_key(key.as_py(), " and ".join(places))
-
-
-def _place(plan: Plan, columns: Sequence[pa.ChunkedArray], row: int) -> str:
-    for shard, column in zip(plan.shards, columns, strict=True):
-        if row < len(column):
-            return place(shard, row) if shard.segments else f"{shard.name} sample {row}"
-        row -= len(column)
-    raise IndexError(row)
+    raise duplicate_key(key, " and ".join(places[:2]))

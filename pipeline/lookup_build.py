@@ -31,7 +31,8 @@ from softlabel.schemas.labelset import Manifest
 # Before the name of a label set's own column, so that none can be taken for one of the index.
 VALUE = "value-"
 INDEX = ("hashes", "samples", "directory")
-CHUNK = 2**20
+# Of 8 bytes, or 24 while they are looked for: what is worked on at once is small beside all hashes.
+CHUNK = 2**15
 
 Rows = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.conversion import Converter
+from softlabel.pipeline.keys import KeySet, miscounted_keys
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.packing import Packing
 from softlabel.pipeline.portions import RowReader, shard_name
@@ -121,30 +122,33 @@ def _batches(groups: Iterator[Group]) -> Iterator[list[Group]]:
         yield batch
 
 
-def _check_same_keys(paths: Sequence[Path], columns: Sequence[pa.Array], labels: LabelSet) -> None:
-    found = pa.concat_arrays(columns)
-    if pc.count_distinct(found).as_py() != len(found):
-        counts = pc.value_counts(found)
-        twice = pc.index(pc.greater(counts.field("counts"), 1), True).as_py()
-        key = counts.field("values")[twice]
+def _check_same_keys(
+    paths: Sequence[Path], columns: Sequence[pa.StringArray], labels: LabelSet
+) -> None:
+    twice = miscounted_keys(lambda: columns)
+    if twice:
+        key = pa.scalar(twice[0])
         places = [str(p) for p, c in zip(paths, columns, strict=True) if pc.is_in(key, c).as_py()]
-        raise DataError(f"key {key.as_py()!r} stands in {' and '.join(places)}; make keys unique")
+        raise DataError(f"key {twice[0]!r} stands in {' and '.join(places)}; make keys unique")
     reader = RowReader(labels)
-    labelled = []
-    for shard in labels.manifest.shards:
-        keys = reader.shard(shard).keys().combine_chunks()
-        lost = pc.invert(pc.is_in(keys, found))
-        if pc.any(lost).as_py():
-            key = keys.filter(lost)[0].as_py()
+
+    def labelled() -> Iterator[pa.StringArray]:
+        for shard in labels.manifest.shards:
+            yield reader.shard(shard).keys().combine_chunks()
+
+    found = KeySet(columns)
+    for keys in labelled():
+        lost = found.others(keys)
+        if len(lost):
             raise DataError(
-                f"{labels.folder}: key {key!r} has a label and no sample in the tars; give all "
-                "tars of its source"
+                f"{labels.folder}: key {lost[0].as_py()!r} has a label and no sample in the tars; "
+                "give all tars of its source"
             )
-        labelled.append(keys)
+    known = KeySet(labelled())
     for path, column in zip(paths, columns, strict=True):
-        lost = pc.invert(pc.is_in(column, pa.chunked_array(labelled)))
-        if pc.any(lost).as_py():
+        lost = known.others(column)
+        if len(lost):
             raise DataError(
-                f"{path}: sample {column.filter(lost)[0].as_py()!r} has no label in "
-                f"{labels.folder}; label these tars, or give those that were labelled"
+                f"{path}: sample {lost[0].as_py()!r} has no label in {labels.folder}; label these "
+                "tars, or give those that were labelled"
             )

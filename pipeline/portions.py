@@ -14,16 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.block import LabelBlock, in_pieces
 from softlabel.pipeline.labelset import LabelSet
 from softlabel.pipeline.packing import folder_packing
 from softlabel.pipeline.shards import ShardReader, open_shard
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, ManifestShard, Segment, ShardPlan
-
-# Full logits decoded at a time, and rows however few their classes.
-BLOCK_VALUES = 2**20
-BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +51,7 @@ class RowReader:
             end = min(stop, int(self._starts[number + 1]))
             offset = first - int(self._starts[number])
             reader = self.shard(self._labels.manifest.shards[number])
-            for block in reader.read(offset, end - first):
-                yield from _pieces(block, len(self._labels.classes))
+            yield from in_pieces(reader.read(offset, end - first), len(self._labels.classes))
             first = end
 
     def shard(self, shard: ManifestShard) -> ShardReader:
@@ -116,15 +111,3 @@ def _take(segments: deque[Segment], samples: int) -> tuple[Segment, ...]:
             rest = {"first": part.first + rows, "rows": part.rows - rows}
             segments.appendleft(part.model_copy(update=rest))
     return tuple(taken)
-
-
-def _pieces(block: LabelBlock, classes: int) -> Iterator[LabelBlock]:
-    """`block` in pieces of a bounded number of logits, at least a row each."""
-    limit = max(1, min(BLOCK_ROWS, BLOCK_VALUES // classes))
-    starts = block.starts()
-    first = 0
-    while first < len(block):
-        stop = int(np.searchsorted(starts, starts[first] + limit, side="right")) - 1
-        stop = max(first + 1, stop)
-        yield block.slice(first, stop - first)
-        first = stop

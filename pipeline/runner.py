@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.block import LabelBlock
 from softlabel.pipeline.codec import ShiftedRows, encode_rows, shift_rows
+from softlabel.pipeline.keys import miscounted_keys
 from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.plan import batches
 from softlabel.pipeline.prefetch import prefetch
@@ -165,14 +166,11 @@ def naming_the_key(samples: SampleBlock) -> Iterator[None]:
 
 
 def _refuse_duplicates(shard: ShardPlan, keys: list[pa.StringArray]) -> None:
-    column = pa.chunked_array(keys)
-    if pc.count_distinct(column).as_py() == len(column):
-        return
-    counts = pc.value_counts(column)
-    key = counts.field("values")[int(pc.index(pc.greater(counts.field("counts"), 1), True).as_py())]
-    rows = np.flatnonzero(pc.equal(column, key).to_numpy())
-    places = " and ".join(place(shard, int(row)) for row in rows[:2])
-    raise duplicate_key(key.as_py(), places)
+    twice = miscounted_keys(lambda: keys)
+    if twice:
+        rows = np.flatnonzero(pc.equal(pa.chunked_array(keys), twice[0]).to_numpy())
+        places = " and ".join(place(shard, int(row)) for row in rows[:2])
+        raise duplicate_key(twice[0], places)
 
 
 def place(shard: ShardPlan, row: int) -> str:

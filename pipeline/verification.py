@@ -16,15 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.block import LabelBlock, in_pieces
 from softlabel.pipeline.dense import DenseU8
 from softlabel.pipeline.factored import Factored
-from softlabel.pipeline.keys import key_hashes
+from softlabel.pipeline.keys import few, miscounted_keys
 from softlabel.pipeline.numerics import id_dtype, log_softmax, log_sums
 from softlabel.pipeline.packing import Packing, folder_packing
 from softlabel.pipeline.parquet_columns import shard_schema
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.shards import ShardReader, open_shard, shard_path
+from softlabel.pipeline.shards import open_shard, shard_path
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
@@ -40,10 +40,8 @@ from softlabel.schemas.labelset import (
 )
 from softlabel.schemas.reports import Problem
 
-BLOCK_VALUES = 2**20
 # A stored float16 is within 2^-11 of its value; over C of them, and two float32 sums.
 LSE_TOLERANCE = 5e-3
-FEW = 3
 
 
 def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -131,22 +129,14 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
     """Every row decodes to finite soft targets that agree with its shift, top-1 and log-sums."""
     try:
         reader = open_shard(folder, shard.name, packing)
-        for block in _small_blocks(reader, len(packing.identity.classes)):
+        for block in in_pieces(reader.read(0, reader.rows), len(packing.identity.classes)):
             rows = np.repeat(np.arange(len(block)), np.diff(block.starts()))
             for message, bad in _bad_values(block, packing.identity):
                 if bad.any():
                     keys = block.keys.take(pa.array(np.unique(rows[bad]))).to_pylist()
-                    yield _problem("values", shard, f"{message} for {_few(keys)}")
+                    yield _problem("values", shard, f"{message} for {few(keys)}")
     except (DataError, KeyError) as error:
         yield _problem("values", shard, f"its rows cannot be read: {error}")
-
-
-def _small_blocks(reader: ShardReader, classes: int) -> Iterator[LabelBlock]:
-    """All rows, so few at a time that they can be decoded whole."""
-    size = max(1, BLOCK_VALUES // classes)
-    for block in reader.read(0, reader.rows):
-        for first in range(0, len(block), size):
-            yield block.slice(first, min(size, len(block) - first))
 
 
 def check_coverage(
@@ -167,9 +157,9 @@ def check_coverage(
     missing = pc.filter(wanted, pc.invert(pc.is_in(wanted, stored))).to_pylist()
     extra = pc.filter(stored, pc.invert(pc.is_in(stored, wanted))).to_pylist()
     if missing:
-        yield _problem("coverage", shard, f"lacks {len(missing)} keys: {_few(missing)}")
+        yield _problem("coverage", shard, f"lacks {len(missing)} keys: {few(missing)}")
     if extra:
-        yield _problem("coverage", shard, f"holds {len(extra)} foreign keys: {_few(extra)}")
+        yield _problem("coverage", shard, f"holds {len(extra)} foreign keys: {few(extra)}")
     if pc.count_distinct(stored).as_py() * views != len(stored):
         times = "twice" if views == 1 else f"other than {views} times"
         yield _problem("coverage", shard, f"holds a key {times}")
@@ -191,27 +181,21 @@ def check_unlabelled(manifest: Manifest, source: ParquetSource) -> Iterator[Prob
 
 
 def check_keys(folder: Path, manifest: Manifest, packing: Packing) -> Iterator[Problem]:
-    """No key stands in more rows than a sample has views; 8 bytes a row are held."""
+    """Each key stands in as many rows as a sample has views; 8 bytes a row are held."""
+
+    views = manifest.identity.views
 
     def columns() -> Iterator[pa.StringArray]:
         for shard in manifest.shards:
             yield open_shard(folder, shard.name, packing).keys().combine_chunks()
 
     try:
-        hashes = np.sort(np.concatenate([key_hashes(keys) for keys in columns()]))
-        views = manifest.identity.views
-        crowded = np.unique(hashes[views:][hashes[views:] == hashes[:-views]])
-        if not len(crowded):
-            return
-        # Two keys may share a hash: the few in question are compared themselves.
-        few = [keys.filter(pa.array(np.isin(key_hashes(keys), crowded))) for keys in columns()]
+        wrong = miscounted_keys(columns, views)
     except (DataError, KeyError):
         return  # what cannot be read is another check's to tell
-    counts = pc.value_counts(pa.chunked_array(few, pa.string()))
-    twice = pc.greater(counts.field("counts"), views)
-    names = counts.field("values").filter(twice).to_pylist()
-    if names:
-        yield Problem(kind="keys", shard=None, message=f"a key stands twice: {_few(names)}")
+    if wrong:
+        times = "a key stands twice" if views == 1 else f"a key does not stand {views} times"
+        yield Problem(kind="keys", shard=None, message=f"{times}: {few(wrong)}")
 
 
 def check_source(
@@ -307,8 +291,3 @@ def _bad_features(
 
 def _problem(kind: str, shard: ManifestShard, message: str) -> Problem:
     return Problem(kind=kind, shard=shard.name, message=f"{shard.name}: {message}")
-
-
-def _few(keys: list[str]) -> str:
-    shown = ", ".join(repr(key) for key in keys[:FEW])
-    return shown if len(keys) <= FEW else f"{shown} and {len(keys) - FEW} more"

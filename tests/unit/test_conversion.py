@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline.block import LabelBlock, concat_blocks
+from softlabel.pipeline.block import PIECE_ROWS, LabelBlock, concat_blocks
 from softlabel.pipeline.codec import encode_rows
 from softlabel.pipeline.codecs import make_codec
 from softlabel.pipeline.conversion import Converter, choose_classes, recode
-from softlabel.pipeline.portions import BLOCK_ROWS, RowReader, whole_portions
+from softlabel.pipeline.portions import RowReader, whole_portions
 from softlabel.pipeline.subset import KeyList, read_class_list
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import CodecName
@@ -112,9 +112,9 @@ def test_row_ranges_across_shards(tmp_path: Path, shape: dict[str, int]) -> None
 
 def test_blocks_are_bounded(tmp_path: Path) -> None:
     packing = packing_of("dense-f16")
-    labels = write_set(tmp_path / "labels", packing, numbered([block_of(packing, BLOCK_ROWS + 10)]))
-    sizes = [len(block) for block in RowReader(labels).read(5, BLOCK_ROWS + 10)]
-    assert sizes == [BLOCK_ROWS, 5]
+    labels = write_set(tmp_path / "labels", packing, numbered([block_of(packing, PIECE_ROWS + 10)]))
+    sizes = [len(block) for block in RowReader(labels).read(5, PIECE_ROWS + 10)]
+    assert sizes == [PIECE_ROWS, 5]
 
 
 def test_portions_are_the_whole_set(tmp_path: Path) -> None:
