@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from softlabel.pipeline.devices import cpu_name, cpu_threads
+from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 STAGE = re.compile(r"^Running stage '([^'@]+)(?:@([^']+))?'")

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from softlabel.pipeline.devices import cpu_name, cpu_threads
-from softlabel.pipeline.session import TeacherSession
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import open_teacher
+from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads
+from softlabel.pipeline.teachers.session import TeacherSession
+from softlabel.pipeline.teachers.teacher import open_teacher
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.schemas.sample import Array

@@ -34,12 +34,12 @@ import torch
 import webdataset
 from label_worlds import BATCH, SHARD, World, make_world, write_set, write_sparse_set
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.devices import cpu_name
-from softlabel.pipeline.labelset import open_labelset
-from softlabel.pipeline.packing import payload_bytes
-from softlabel.pipeline.parquet_columns import shard_schema, to_batch
-from softlabel.pipeline.parquet_shards import ROW_GROUP_BYTES, ROW_OVERHEAD, ParquetWriter
+from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.packing import payload_bytes
+from softlabel.pipeline.shards.parquet import ROW_GROUP_BYTES, ROW_OVERHEAD, ParquetWriter
+from softlabel.pipeline.shards.parquet_columns import shard_schema, to_batch
+from softlabel.pipeline.teachers.devices import cpu_name
 from softlabel.schemas.labelset import CodecName, Layout
 
 # What a row takes beside its payload, about; and the rows of the widest set at least.

@@ -1,8 +1,8 @@
 """Write the golden label sets of tests/golden/: small sets of every codec and layout.
 
-They hold format version 1 still: tests/unit/test_golden.py reads them with whatever the code has
-become. So they are written once, and never again for version 1. A set that is missing is added; one
-that stands is left alone, but with --replace, which is for the time before a format is released.
+They hold format version 1 still: tests/unit/shards/test_golden.py reads them with whatever the code
+has become. So they are written once, and never again for version 1. A set that is missing is added;
+one that stands is left alone, but with --replace, which is for the time before a format is released.
 
     python scripts/write_golden.py [--replace] [NAME ...]
 
@@ -32,14 +32,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import encode_rows
-from softlabel.pipeline.factored import Head
-from softlabel.pipeline.labelset_folder import claim, close, publish_head
-from softlabel.pipeline.numerics import kl_sums
-from softlabel.pipeline.packing import Packing, make_packing
+from softlabel.pipeline.codecs.codec import encode_rows
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.codecs.numerics import kl_sums
+from softlabel.pipeline.labelset.folder import claim, close, publish_head
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.shards import writing_shard
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.schemas.labelset import (
     CodecName,
     ExecutionRecord,

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from softlabel.pipeline.labelset import LabelSet
-    from softlabel.pipeline.labelset import open_labelset as open
+    from softlabel.pipeline.labelset.labelset import LabelSet
+    from softlabel.pipeline.labelset.labelset import open_labelset as open
 
 __version__ = "0.1.0"
 __all__ = ["LabelSet", "__version__", "open"]
 
-# Public name -> its name in softlabel.pipeline.labelset, which loads pyarrow and numpy: resolved
+# Public name -> its name in pipeline.labelset.labelset, which loads pyarrow and numpy: resolved
 # on first use, so that `import softlabel` and `softlabel --help` stay light.
 _LAZY = {"LabelSet": "LabelSet", "open": "open_labelset"}
 
@@ -18,7 +18,7 @@ if not TYPE_CHECKING:  # a type checker would believe in every misspelt name
     def __getattr__(name):
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from softlabel.pipeline import labelset
+        from softlabel.pipeline.labelset import labelset
 
         return getattr(labelset, _LAZY[name])
 

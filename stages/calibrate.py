@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.calibration import LOWEST_T, Descent, descend, fit_temperature
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.metrics import ClassifierMetrics
+from softlabel.pipeline.evaluation.calibration import LOWEST_T, Descent, descend, fit_temperature
+from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import CalibrateParams

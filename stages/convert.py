@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.conversion import Converter
-from softlabel.pipeline.derivation import check_derivable, converted_identity, reference_of
-from softlabel.pipeline.factored import Factored, Head
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.making import make_set, refuse_overlap
-from softlabel.pipeline.merged_layout import MergedWriting, TarSource
-from softlabel.pipeline.packing import folder_packing, make_packing
-from softlabel.pipeline.portions import Portion, whole_portions
+from softlabel.pipeline.codecs.factored import Factored, Head
+from softlabel.pipeline.deriving.conversion import Converter
+from softlabel.pipeline.deriving.derivation import check_derivable, converted_identity, reference_of
+from softlabel.pipeline.deriving.merged_layout import MergedWriting, TarSource
+from softlabel.pipeline.deriving.prior import stored_prior
+from softlabel.pipeline.deriving.rewriting import Rewriting
+from softlabel.pipeline.deriving.subset import KeyList, key_subset, read_class_list
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.making import make_set, refuse_overlap
+from softlabel.pipeline.labelset.portions import Portion, whole_portions
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.rewriting import Rewriting
-from softlabel.pipeline.stored_prior import stored_prior
-from softlabel.pipeline.subset import KeyList, key_subset, read_class_list
+from softlabel.pipeline.shards.packing import folder_packing, make_packing
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     CodecName,

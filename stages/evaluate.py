@@ -14,17 +14,17 @@ import numpy.typing as npt
 from lightning_fabric import Fabric
 from torch import nn
 
-from softlabel.pipeline.cards import find_cards
 from softlabel.pipeline.classes import class_map
-from softlabel.pipeline.join import JoinedSamples
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.metrics import ClassifierMetrics
-from softlabel.pipeline.pairs import PairMetrics
+from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
+from softlabel.pipeline.evaluation.pairs import PairMetrics
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.student import load_student
-from softlabel.pipeline.training import make_fabric, predict
+from softlabel.pipeline.training.cards import find_cards
+from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.loop import make_fabric, predict
+from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import EvaluateParams

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from softlabel.pipeline.cards import read_card
 from softlabel.pipeline.classes import read_class_names
-from softlabel.pipeline.models import PictureModel, build_model, count_parameters, load_weights
-from softlabel.pipeline.onnx_export import (
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teachers.export import (
     OUTPUT_NAME,
     PARITY_BATCH_SIZES,
     check_parity,
     export_onnx,
 )
-from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teachers.models import (
+    PictureModel,
+    build_model,
+    count_parameters,
+    load_weights,
+)
+from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment, sha256_of
 from softlabel.schemas.params import ExportParams

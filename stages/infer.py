@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from softlabel.pipeline.classes import class_map, read_class_names
-from softlabel.pipeline.codec_choice import choose_codec
-from softlabel.pipeline.factored import Head
-from softlabel.pipeline.labelset_folder import (
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.inference.codec_choice import choose_codec
+from softlabel.pipeline.inference.plan import batches, plan_shards
+from softlabel.pipeline.inference.prior import sampled_prior
+from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
+from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
     close,
@@ -20,16 +23,13 @@ from softlabel.pipeline.labelset_folder import (
     reopen,
     standing_plan,
 )
-from softlabel.pipeline.lease import Lease
-from softlabel.pipeline.making import writing_folder
-from softlabel.pipeline.onnx_head import checking_head
-from softlabel.pipeline.plan import batches, plan_shards
-from softlabel.pipeline.prior import sampled_prior
+from softlabel.pipeline.labelset.lease import Lease
+from softlabel.pipeline.labelset.making import writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.runner import BusyTime, label_shards, naming_the_key, shift_output
-from softlabel.pipeline.session import TeacherSession, in_class_order
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import Teacher, open_teacher
+from softlabel.pipeline.teachers.head import checking_head
+from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
+from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
 from softlabel.schemas.errors import CheckFailed, ParameterError
 from softlabel.schemas.labelset import CodecName, Identity, Manifest, Plan
 from softlabel.schemas.params import InferParams

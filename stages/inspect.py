@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.numerics import Floats, softmax
+from softlabel.pipeline.codecs.numerics import Floats, softmax
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.labelset import Manifest
 from softlabel.schemas.params import InspectParams
 from softlabel.schemas.reports import InspectReport, PositionView, RowView

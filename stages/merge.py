@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from softlabel.pipeline.derivation import codec_chain, merged_reference
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.making import make_set, refuse_overlap
-from softlabel.pipeline.merging import Mean, Members, merge_blocks
-from softlabel.pipeline.numerics import Floats
-from softlabel.pipeline.packing import make_packing
-from softlabel.pipeline.portions import whole_portions
+from softlabel.pipeline.codecs.numerics import Floats
+from softlabel.pipeline.deriving.derivation import codec_chain, merged_reference
+from softlabel.pipeline.deriving.merging import Mean, Members, merge_blocks
+from softlabel.pipeline.deriving.rewriting import digests_of, read_receipts, source_digests
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.making import make_set, refuse_overlap
+from softlabel.pipeline.labelset.portions import whole_portions
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.rewriting import digests_of, read_receipts, source_digests
-from softlabel.pipeline.shards import writing_shard
-from softlabel.pipeline.tally import Tally, measured_rows
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import make_packing
+from softlabel.pipeline.shards.tally import Tally, measured_rows
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Derivation, Identity, Making, Plan, Receipt, ShardPlan
 from softlabel.schemas.params import MergeParams

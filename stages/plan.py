@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from softlabel.pipeline.classes import class_map, read_class_names
-from softlabel.pipeline.codec_trial import Losses, Trial, try_packings
-from softlabel.pipeline.factored import Head
-from softlabel.pipeline.onnx_head import LinearEnd, checking_head, find_head
-from softlabel.pipeline.packing import Packing, make_packing
-from softlabel.pipeline.plan import batches, plan_shards
-from softlabel.pipeline.prior import PRIOR_ROWS, TailPrior, spread_rows
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.inference.codec_trial import Losses, Trial, try_packings
+from softlabel.pipeline.inference.plan import batches, plan_shards
+from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, spread_rows
+from softlabel.pipeline.inference.runner import naming_the_key, shift_output
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.runner import naming_the_key, shift_output
-from softlabel.pipeline.session import TeacherSession, in_class_order
+from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import Teacher, open_teacher
+from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
+from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
+from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
 from softlabel.schemas.params import InferParams, PlanParams

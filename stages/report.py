@@ -11,22 +11,22 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 import softlabel
-from softlabel.pipeline import origin, plots, reliability, wording
-from softlabel.pipeline.cards import TRAIN_FILE, find_cards, read_card
-from softlabel.pipeline.gallery import (
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.portions import RowReader
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
+from softlabel.pipeline.reporting import origin, plots, reliability, wording
+from softlabel.pipeline.reporting.gallery import (
     CHOICE_TEMPERATURE,
     Candidate,
     Pair,
     choose_pairs,
     read_pictures,
 )
-from softlabel.pipeline.gallery_view import card, live_data, share
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.page import render_page
-from softlabel.pipeline.portions import RowReader
-from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
+from softlabel.pipeline.reporting.gallery_view import card, live_data, share
+from softlabel.pipeline.reporting.page import render_page
 from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.training.cards import TRAIN_FILE, find_cards, read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import ReportParams

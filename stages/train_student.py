@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from softlabel.pipeline.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
-from softlabel.pipeline.curves import dvclive_curves
-from softlabel.pipeline.join import JoinedSamples
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.models import (
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.progress import Progress, Quiet
+from softlabel.pipeline.publish import make_folder, publish_bytes
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.teachers.models import (
     PictureModel,
     build_model,
     count_parameters,
     weights_bytes,
 )
-from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import make_folder, publish_bytes
-from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.training import device_name, make_fabric, train
+from softlabel.pipeline.training.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
+from softlabel.pipeline.training.curves import dvclive_curves
+from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.loop import device_name, make_fabric, train
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json

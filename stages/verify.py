@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline import verification as checks
-from softlabel.pipeline.coverage import check_whole_coverage, check_whole_source
-from softlabel.pipeline.join import JoinedSamples
-from softlabel.pipeline.labelset import LabelSet, read_manifest
-from softlabel.pipeline.labelset_folder import remove_shards
-from softlabel.pipeline.lease import lease
-from softlabel.pipeline.numerics import Floats, softmax
-from softlabel.pipeline.packing import folder_packing
+from softlabel.pipeline.checking import detectors as checks
+from softlabel.pipeline.checking.coverage import check_whole_coverage, check_whole_source
+from softlabel.pipeline.checking.replay import chain_loss, is_subset, stored_rows, why_not_replayed
+from softlabel.pipeline.codecs.numerics import Floats, softmax
+from softlabel.pipeline.labelset import integrity
+from softlabel.pipeline.labelset.folder import remove_shards
+from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
+from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.replay import chain_loss, is_subset, stored_rows, why_not_replayed
-from softlabel.pipeline.session import TeacherSession
+from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import reopen_teacher
+from softlabel.pipeline.teachers.session import TeacherSession
+from softlabel.pipeline.teachers.teacher import reopen_teacher
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
 from softlabel.schemas.params import VerifyParams
@@ -72,16 +73,16 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
 
 
 def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Problem]:
-    yield from checks.check_folder(folder, manifest)
-    headless = list(checks.check_head(folder, manifest))
+    yield from integrity.check_folder(folder, manifest)
+    headless = list(integrity.check_head(folder, manifest))
     yield from headless
     for shard in manifest.shards:
-        yield from checks.check_receipt(folder, manifest, shard)
-        damage = list(checks.check_bytes(folder, manifest, shard))
+        yield from integrity.check_receipt(folder, manifest, shard)
+        damage = list(integrity.check_bytes(folder, manifest, shard))
         yield from damage
         if not headless and not any("missing" in problem.message for problem in damage):
             packing = folder_packing(folder, manifest)
-            yield from checks.check_schema(folder, packing, shard)
+            yield from integrity.check_schema(folder, packing, shard)
             yield from checks.check_values(folder, packing, shard)
         progress.advance(shard.rows)
     if not headless:

@@ -26,12 +26,12 @@ import numpy.typing as npt
 from next_words import next_words
 from peer_encodings import Kept, keep, renormalised, uniform_tail
 
-from softlabel.pipeline.codec import encode_rows, shift_rows
-from softlabel.pipeline.codec_trial import divergences
-from softlabel.pipeline.codecs import make_codec
-from softlabel.pipeline.factored import Head
-from softlabel.pipeline.labelset import open_labelset
-from softlabel.pipeline.prior import TailPrior
+from softlabel.pipeline.codecs.codec import encode_rows, shift_rows
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.codecs.make import make_codec
+from softlabel.pipeline.inference.codec_trial import divergences
+from softlabel.pipeline.inference.prior import TailPrior
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.schemas.labelset import CodecName
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.stages import export, infer, prepare, train_student

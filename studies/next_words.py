@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from softlabel.pipeline.factored import Head
+from softlabel.pipeline.codecs.factored import Head
 
 WORDS = 1000
 CONTEXT = 8

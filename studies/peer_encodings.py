@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.numerics import id_dtype, largest, softmax
+from softlabel.pipeline.codecs.numerics import id_dtype, largest, softmax
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

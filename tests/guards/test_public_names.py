@@ -13,7 +13,7 @@ def test_exported_names() -> None:
 
 
 def test_lazy_names_are_those_of_the_pipeline() -> None:
-    from softlabel.pipeline.labelset import LabelSet, open_labelset
+    from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 
     assert softlabel.LabelSet is LabelSet
     assert softlabel.open is open_labelset

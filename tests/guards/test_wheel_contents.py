@@ -48,6 +48,6 @@ def test_every_source_file_is_in_it_once(repo_root: Path, wheel_names: set[str])
 def test_data_files_are_in_it(repo_root: Path, wheel_names: set[str]) -> None:
     templates = {
         f"softlabel/{path.relative_to(repo_root)}"
-        for path in (repo_root / "pipeline" / "templates").iterdir()
+        for path in (repo_root / "pipeline" / "reporting" / "templates").iterdir()
     }
     assert templates | {"softlabel/py.typed"} <= wheel_names

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import shift_rows
-from softlabel.pipeline.numerics import kl_sums
-from softlabel.pipeline.packing import make_packing
+from softlabel.pipeline.codecs.codec import shift_rows
+from softlabel.pipeline.codecs.numerics import kl_sums
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.shards import writing_shard
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import make_packing
 from softlabel.pipeline.sources.digits import read_digits
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.labelset import (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from softlabel.pipeline.devices import cuda_devices
+from softlabel.pipeline.teachers.devices import cuda_devices
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome, Project

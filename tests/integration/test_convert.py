@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import softlabel
-from softlabel.pipeline.labelset import LabelSet
+from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.schemas.labelset import CodecName, Derivation, Layout, Manifest, Plan, Receipt
 from tests.unit.blocks import CODECS, block_of, packing_of, same
 from tests.unit.label_sets import all_rows, numbered, write_set
@@ -276,7 +276,7 @@ def test_a_masked_class_has_no_place_in_a_byte(empty_project: Project, command: 
 
 def masked(folder: Path) -> LabelSet:
     """Row `key-1` has nothing but -inf in its first three classes."""
-    from softlabel.pipeline.codec import encode_rows
+    from softlabel.pipeline.codecs.codec import encode_rows
 
     packing = packing_of("dense-f32")
     block = block_of(packing, 4)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import softlabel
-from softlabel.pipeline.labelset import LabelSet
-from softlabel.pipeline.tar_members import tar_groups
+from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.shards.tar_members import tar_groups
 from softlabel.schemas.labelset import CodecName
 from tests.unit.blocks import block_of, packing_of, same
 from tests.unit.label_sets import all_rows, numbered, write_set

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from softlabel.pipeline.labelset import open_labelset
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.parquet import ParquetSource
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import EvaluateParams, TrainParams

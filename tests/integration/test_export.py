@@ -20,7 +20,7 @@ from torch import nn
 import softlabel
 from softlabel.pipeline.small_models import conv_net
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.student import load_student
+from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
 

@@ -16,12 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 import softlabel
-from softlabel.pipeline.packing import folder_packing
-from softlabel.pipeline.session import TeacherSession
-from softlabel.pipeline.shards import open_shard, writing_shard
+from softlabel.pipeline.checking.detectors import check_values
+from softlabel.pipeline.shards.layouts import open_shard, writing_shard
+from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import open_teacher
-from softlabel.pipeline.verification import check_values
+from softlabel.pipeline.teachers.session import TeacherSession
+from softlabel.pipeline.teachers.teacher import open_teacher
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, Plan, Segment, sha256_of
 from softlabel.schemas.params import InferParams

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 import softlabel
-from softlabel.pipeline.session import TeacherSession
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import open_teacher
+from softlabel.pipeline.teachers.session import TeacherSession
+from softlabel.pipeline.teachers.teacher import open_teacher
 from softlabel.schemas.labelset import Manifest, Plan, Receipt, Segment, canonical_json
 from softlabel.schemas.params import InferParams
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import shift_rows
-from softlabel.pipeline.packing import Packing
+from softlabel.pipeline.codecs.codec import shift_rows
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.packing import Packing
 from softlabel.schemas.labelset import Derivation, Making
 from tests.unit.blocks import CLASSES, CODECS, block_of, packing_of, write_set
 

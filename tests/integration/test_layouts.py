@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import softlabel
-from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.params import InferParams, TrainParams

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softlabel.pipeline.lease import lease, lease_path
+from softlabel.pipeline.labelset.lease import lease, lease_path
 from softlabel.schemas.errors import LeaseHeld
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from softlabel.pipeline import parquet_shards
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import shift_rows
-from softlabel.pipeline.packing import make_packing
+from softlabel.pipeline.codecs.codec import shift_rows
+from softlabel.pipeline.shards import parquet as parquet_shards
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.packing import make_packing
 from tests.unit.blocks import packing_of, write_set
 
 CLASSES = 1000
@@ -35,7 +35,7 @@ PEAK = f"""
 print(line.split()[1])
 """
 SMALL_GROUPS = f"""
-from softlabel.pipeline import parquet_shards
+from softlabel.pipeline.shards import parquet as parquet_shards
 parquet_shards.ROW_GROUP_BYTES = {GROUP_BYTES}
 """
 READ = """

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 import softlabel
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import encode_rows
-from softlabel.pipeline.labelset import LabelSet
-from softlabel.pipeline.packing import make_packing
+from softlabel.pipeline.codecs.codec import encode_rows
+from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.packing import make_packing
 from softlabel.schemas.labelset import CodecName, Derivation, Layout
 from tests.unit.blocks import CLASSES, HEAD, packing_of
 from tests.unit.label_sets import all_rows, write_set

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from softlabel.pipeline.join import JoinedSamples, TrainingBatch
-from softlabel.pipeline.labelset import open_labelset
-from softlabel.pipeline.models import PictureModel, build_model
-from softlabel.pipeline.session import TeacherSession
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.parquet import ParquetSource
-from softlabel.pipeline.teacher import open_teacher
-from softlabel.pipeline.training import make_fabric, train
+from softlabel.pipeline.teachers.models import PictureModel, build_model
+from softlabel.pipeline.teachers.session import TeacherSession
+from softlabel.pipeline.teachers.teacher import open_teacher
+from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.loop import make_fabric, train
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.schemas.reports import EpochRecord
 from softlabel.schemas.sample import Array, TeacherOutput

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import softlabel
-from softlabel.pipeline.block import LabelBlock
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.params import InferParams
 from softlabel.stages import infer
 

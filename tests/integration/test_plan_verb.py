@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from softlabel.pipeline.labelset import open_labelset
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.reports import CodecPlanReport
 from softlabel.stages import infer, plan

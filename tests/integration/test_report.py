@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import softlabel
-from softlabel.pipeline.labelset import open_labelset
-from softlabel.pipeline.wording import percent, plain
+from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.reporting.wording import percent, plain
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import EvaluateReport

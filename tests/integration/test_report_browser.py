@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from softlabel.pipeline.numerics import softmax
+from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.schemas.params import ReportParams
 from softlabel.stages.report import run
 

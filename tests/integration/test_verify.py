@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from softlabel.cli import run as command_line
-from softlabel.pipeline import verification
-from softlabel.pipeline.codec import shift_rows
-from softlabel.pipeline.labelset import LabelSet, read_manifest
-from softlabel.pipeline.labelset_folder import read_plan
-from softlabel.pipeline.packing import folder_packing
-from softlabel.pipeline.session import TeacherSession
-from softlabel.pipeline.shards import writing_shard
+from softlabel.pipeline.checking import detectors
+from softlabel.pipeline.codecs.codec import shift_rows
+from softlabel.pipeline.labelset import integrity
+from softlabel.pipeline.labelset.folder import read_plan
+from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import (
     MANIFEST_FILE,
@@ -309,7 +310,8 @@ def test_each_fault_is_found_by_its_detector(
     def blind(*_: object) -> Iterator[Problem]:
         return iter(())
 
-    monkeypatch.setattr(verification, detector, blind)
+    home = integrity if hasattr(integrity, detector) else detectors
+    monkeypatch.setattr(home, detector, blind)
     report = verify.run(VerifyParams(labels=world / "labels", source=world / "data/train"))
     assert kind not in {problem.kind for problem in report.problems}
     if alone:

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 import softlabel
-from softlabel.pipeline.labelset import read_manifest
-from softlabel.pipeline.packing import folder_packing, make_packing
+from softlabel.pipeline.labelset.labelset import read_manifest
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.shards import open_shard, writing_shard
+from softlabel.pipeline.shards.layouts import open_shard, writing_shard
+from softlabel.pipeline.shards.packing import folder_packing, make_packing
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.labelset import Receipt, Segment, canonical_json, sha256_of
 from softlabel.schemas.sample import SampleBlock

@@ -13,13 +13,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import Codec, ShiftedRows, encode_rows, shift_rows
-from softlabel.pipeline.codecs import make_codec
-from softlabel.pipeline.dense import DenseU8
-from softlabel.pipeline.factored import Factored, Head
-from softlabel.pipeline.numerics import id_dtype
-from softlabel.pipeline.topk import TopK
+from softlabel.pipeline.codecs.codec import Codec, ShiftedRows, encode_rows, shift_rows
+from softlabel.pipeline.codecs.dense import DenseU8
+from softlabel.pipeline.codecs.factored import Factored, Head
+from softlabel.pipeline.codecs.make import make_codec
+from softlabel.pipeline.codecs.numerics import id_dtype
+from softlabel.pipeline.codecs.topk import TopK
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.labelset import CodecName
 
 Logits = npt.NDArray[np.float32]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.codec import Codec, shift_rows
-from softlabel.pipeline.codecs import make_codec
-from softlabel.pipeline.numerics import kl_sums, largest, log_softmax, softmax
-from softlabel.pipeline.topk import TopK
+from softlabel.pipeline.codecs.codec import Codec, shift_rows
+from softlabel.pipeline.codecs.make import make_codec
+from softlabel.pipeline.codecs.numerics import kl_sums, largest, log_softmax, softmax
+from softlabel.pipeline.codecs.topk import TopK
 from softlabel.schemas.labelset import CodecName
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)

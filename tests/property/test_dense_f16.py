@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.numerics import kl_sums, softmax
+from softlabel.pipeline.codecs.numerics import kl_sums, softmax
 from tests.unit.builders import encode_half
 
 Logits = npt.NDArray[np.float32]

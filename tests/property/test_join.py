@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabel.pipeline.join import JoinedSamples, TrainingBatch
-from softlabel.pipeline.labelset import open_labelset
+from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
 from tests.unit.builders import (
     CLASSES,
     numbers_of_keys,

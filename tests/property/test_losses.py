@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softlabel.pipeline.losses import LossTerms, kd_loss
+from softlabel.pipeline.training.losses import LossTerms, kd_loss
 
 TEMPERATURES = st.floats(0.25, 64)
 WEIGHTS = st.floats(0, 1)

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
-from softlabel.pipeline.metrics import ClassifierMetrics
+from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softlabel.pipeline.plan import batches, plan_shards
+from softlabel.pipeline.inference.plan import batches, plan_shards
 from softlabel.schemas.labelset import Segment, SourceFile
 
 SOURCES = st.lists(st.integers(0, 120), max_size=8).map(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.stream import LabelStream
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.stream import LabelStream
 from tests.unit.blocks import block_of, packing_of, write_set
 
 PACKING = packing_of("dense-u8")

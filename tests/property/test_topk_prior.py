@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softlabel.pipeline.codec import Columns, encode_rows
-from softlabel.pipeline.numerics import kl_sums, softmax
-from softlabel.pipeline.prior import TailPrior, spread_rows
-from softlabel.pipeline.topk import TopK
+from softlabel.pipeline.codecs.codec import Columns, encode_rows
+from softlabel.pipeline.codecs.numerics import kl_sums, softmax
+from softlabel.pipeline.codecs.topk import TopK
+from softlabel.pipeline.inference.prior import TailPrior, spread_rows
 from softlabel.schemas.labelset import SourceFile
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)

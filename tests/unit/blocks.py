@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.block import LabelBlock
-from softlabel.pipeline.codec import shift_rows
-from softlabel.pipeline.factored import Head
-from softlabel.pipeline.labelset_folder import close
-from softlabel.pipeline.packing import Packing, make_packing
+from softlabel.pipeline.codecs.codec import shift_rows
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.labelset.folder import close
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.shards import writing_shard
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.schemas.labelset import (
     HEAD_FILE,
     PLAN_FILE,

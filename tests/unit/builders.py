@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.codec import Columns, ShiftedRows, shift_rows
-from softlabel.pipeline.codecs import make_codec
-from softlabel.pipeline.labelset_folder import close
-from softlabel.pipeline.plan import plan_shards
+from softlabel.pipeline.codecs.codec import Columns, ShiftedRows, shift_rows
+from softlabel.pipeline.codecs.make import make_codec
+from softlabel.pipeline.inference.plan import plan_shards
+from softlabel.pipeline.inference.runner import label_shards
+from softlabel.pipeline.labelset.folder import close
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.runner import label_shards
 from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
 from softlabel.schemas.labelset import (
     PLAN_FILE,

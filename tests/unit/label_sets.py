@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softlabel.pipeline.block import LabelBlock, concat_blocks
-from softlabel.pipeline.factored import Factored
-from softlabel.pipeline.labelset import LabelSet, open_labelset
-from softlabel.pipeline.labelset_folder import close, publish_head
-from softlabel.pipeline.packing import Packing, make_packing
+from softlabel.pipeline.codecs.factored import Factored
+from softlabel.pipeline.labelset.folder import close, publish_head
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.shards import writing_shard
-from softlabel.pipeline.tally import Tally
+from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.shards.layouts import writing_shard
+from softlabel.pipeline.shards.packing import Packing, make_packing
+from softlabel.pipeline.shards.tally import Tally
 from softlabel.schemas.labelset import (
     PLAN_FILE,
     Plan,

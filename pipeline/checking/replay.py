@@ -1,0 +1,91 @@
+"""Replaying labels that were derived from others: their samples, and what they may have lost.
+
+A subset has no place in a student's loader, which wants a label for every sample; a chain of lossy
+codecs loses more than the last step's fidelity says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel.pipeline.codecs.codec import Codec, encode_rows
+from softlabel.pipeline.codecs.factored import Factored
+from softlabel.pipeline.codecs.make import make_codec
+from softlabel.pipeline.codecs.numerics import Floats
+from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.labelset.portions import RowReader
+from softlabel.pipeline.shards.block import concat_blocks
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.labelset import Identity, Manifest, Segment
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def why_not_replayed(manifest: Manifest) -> str | None:
+    """Why no single teacher can be asked what these labels should say; None where one can."""
+    derived = manifest.identity.derived
+    if derived is not None and derived.mean is not None:
+        members = len(derived.weights)
+        return f"not replayed: made by merge from {members} label sets; verify each of those"
+    if manifest.identity.views > 1 or manifest.identity.positions:
+        return "not replayed: views and sequences cannot be made again from a source of pictures"
+    return None
+
+
+def is_subset(manifest: Manifest, source: ParquetSource) -> bool:
+    """Whether the set lacks samples or classes of its source."""
+    derived = manifest.identity.derived
+    fewer_keys = derived is not None and derived.keys_sha256 is not None
+    return fewer_keys or manifest.identity.classes != source.classes
+
+
+def stored_rows(
+    labels: LabelSet, source: ParquetSource, T: float, rows: int, seed: int
+) -> tuple[Pixels, Floats]:
+    """Random samples of a set: their pictures `[N, H, W, C]`, found by key, and logits for T."""
+    views = labels.views
+    samples = len(labels) // views
+    chosen = np.random.default_rng(seed).permutation(samples)[:rows] * views
+    reader = RowReader(labels)
+    block = concat_blocks([part for row in chosen for part in reader.read(int(row), int(row) + 1)])
+    return _pictures(source, block.keys), block.logits(T)
+
+
+def chain_loss(
+    full: Floats, columns: Sequence[int] | None, identity: Identity, own: Codec, T: float
+) -> Floats:
+    """The teacher's logits `[N, C]` after all codecs that these labels went through, for T.
+
+    full: of all its classes, which is what the earlier codecs packed. columns: those of the set's
+    classes, None for all. own: the set's codec.
+    """
+    derived = identity.derived
+    for name in derived.codecs if derived is not None else ():
+        if name in ("dense-f16", "dense-u8"):
+            full = _decoded(make_codec(name, full.shape[1], identity.temperatures), full, T)
+    chosen = full if columns is None else np.ascontiguousarray(full[:, list(columns)])
+    return chosen if isinstance(own, Factored) else _decoded(own, chosen, T)
+
+
+def _decoded(codec: Codec, logits: Floats, T: float) -> Floats:
+    rows = encode_rows(codec, logits)
+    return codec.logits({**rows.columns, "top1": rows.top1}, T)
+
+
+def _pictures(source: ParquetSource, keys: pa.StringArray) -> Pixels:
+    segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
+    places = pc.index_in(keys, source.keys(segments)).to_numpy()
+    starts = np.cumsum([0, *(file.rows for file in source.files)])
+    pictures: dict[int, Pixels] = {}
+    # In the source's order, so that no row group is read twice.
+    for place in np.sort(places).tolist():
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        first = place - int(starts[number])
+        segment = Segment(source=source.files[number].name, first=first, rows=1)
+        pictures[place] = source.read([segment]).inputs[0]
+    return np.stack([pictures[place] for place in places.tolist()])

@@ -1,0 +1,1 @@
+"""How a row's logits are packed."""

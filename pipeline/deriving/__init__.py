@@ -1,0 +1,1 @@
+"""Label sets made from label sets: convert and merge."""

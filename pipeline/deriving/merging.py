@@ -1,0 +1,184 @@
+"""The mean of several label sets of one source: blocks of each, row by row, into one distribution.
+
+Members are label sets in the order given; N rows or positions, C classes in the first member's
+order. Means are taken in float64: equal members give back their own labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.codecs.codec import Codec, encode_rows
+from softlabel.pipeline.codecs.numerics import Floats, log_softmax
+from softlabel.pipeline.deriving.conversion import naming_the_key
+from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.labelset.portions import RowReader
+from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.schemas.errors import DataError
+
+Doubles = npt.NDArray[np.float64]
+Values = npt.NDArray[Any]
+# Enough for what tells one set of labels from another: same samples, same rows of each.
+ALIKE = ("source", "views", "seed", "positions", "temperatures")
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """How members are averaged: weights that sum to 1, of logits or of probabilities at T."""
+
+    weights: tuple[float, ...]
+    temperature: float | None = None
+
+    def of(self, members: Sequence[tuple[Doubles, Doubles]]) -> tuple[Floats, Floats]:
+        """Shifted logits `[N, C]` and shift `[N]` of each member to logits and shift of the mean.
+
+        Of logits: `sum w z`. Of probabilities: `T log sum w softmax(z / T)`, whose softmax at T is
+        the mean. A row in which nothing is left has only -inf.
+        """
+        if self.temperature is None:
+            d = _weighted_sum(self.weights, [logits for logits, _ in members])
+            shift = _weighted_sum(self.weights, [shift for _, shift in members])
+        else:
+            d = self.temperature * _mean_log_softmax(
+                self.weights, [logits / self.temperature for logits, _ in members]
+            )
+            shift = np.zeros(len(d))
+        highest = d.max(axis=1)
+        empty = np.isneginf(highest)
+        highest[empty] = 0
+        return _narrowed(d - highest[:, None]), (shift + highest).astype(np.float32)
+
+
+class Members:
+    """Label sets of the same samples, read side by side in the first one's order.
+
+    Raises DataError where they are of different sources, classes or shapes, or keep no full logits.
+    """
+
+    def __init__(self, sets: Sequence[LabelSet]) -> None:
+        first, *others = sets
+        for other in sets:
+            _check_full_logits(other)
+        for other in others:
+            _check_alike(first, other)
+        self.sets = tuple(sets)
+        self._first = RowReader(first)
+        self._others = [_Follower(first, other) for other in others]
+
+    def read(self, start: int, stop: int) -> Iterator[list[LabelBlock]]:
+        """Rows `start` to `stop` of the first member, with the same keys' rows of each other."""
+        for block in self._first.read(start, stop):
+            yield [block, *(other.rows_of(block, start) for other in self._others)]
+            start += len(block)
+
+    def logits(self, blocks: Sequence[LabelBlock]) -> list[tuple[Doubles, Doubles]]:
+        """Shifted logits in the first member's class order, and shift, of each block."""
+        orders = [None, *(other.order for other in self._others)]
+        return [
+            (_ordered(block.logits(), order).astype(np.float64), block.shift.astype(np.float64))
+            for block, order in zip(blocks, orders, strict=True)
+        ]
+
+
+def merge_blocks(block: LabelBlock, d: Floats, shift: Floats, codec: Codec) -> LabelBlock:
+    """The first member's rows with the mean's logits d `[N, C]` and shift `[N]`, in `codec`.
+
+    Raises DataError, naming the key, for a row without any class left, or that `codec` refuses.
+    """
+    with naming_the_key(block, "take another codec or mean"):
+        rows = encode_rows(codec, d)
+    return replace(
+        block, top1=rows.top1, shift=shift, payload=rows.columns, codec=codec, features=None
+    )
+
+
+class _Follower:
+    """A member read by the keys of the first: in its own order for as long as that is the same."""
+
+    def __init__(self, first: LabelSet, labels: LabelSet) -> None:
+        self._labels = labels
+        self._reader: RowReader | None = RowReader(labels)
+        names = (f"label set {labels.folder}", f"label set {first.folder}")
+        order = class_map(labels.classes, first.classes, names)
+        self.order = None if order is None else np.asarray(order)
+
+    def rows_of(self, block: LabelBlock, start: int) -> LabelBlock:
+        """The rows of the keys of `block`, which begins at row `start` of the first member."""
+        if self._reader is not None:
+            own = concat_blocks(list(self._reader.read(start, start + len(block))))
+            if _same_rows(own, block):
+                return own
+            self._reader = None
+        view = 0 if block.views is None else block.views
+        found = self._labels.lookup(block.keys, view)
+        if not _same_rows(found, block):
+            raise DataError(
+                f"{self._labels.folder}: has sequences of other lengths than the first member; "
+                "label the same source with both teachers"
+            )
+        return found
+
+
+def _same_rows(one: LabelBlock, other: LabelBlock) -> bool:
+    if not one.keys.equals(other.keys):
+        return False
+    if one.views is not None and not np.array_equal(one.views, cast("Values", other.views)):
+        return False
+    return one.lengths is None or np.array_equal(one.lengths, cast("Values", other.lengths))
+
+
+def _check_full_logits(labels: LabelSet) -> None:
+    identity = labels.manifest.identity
+    if identity.codec == "topk":
+        raise DataError(
+            f"{labels.folder}: topk kept {identity.k} of {len(identity.classes)} classes a row, a "
+            "mean needs all of them; infer again with --codec dense-f16"
+        )
+
+
+def _check_alike(first: LabelSet, other: LabelSet) -> None:
+    one, two = first.manifest.identity, other.manifest.identity
+    different = [name for name in ALIKE if getattr(one, name) != getattr(two, name)]
+    if different:
+        raise DataError(
+            f"{other.folder}: differs from {first.folder} in {', '.join(different)}; only labels "
+            "of the same samples can be merged, label one source with each teacher"
+        )
+    if len(first) != len(other):
+        raise DataError(
+            f"{other.folder}: has {len(other)} rows, {first.folder} has {len(first)}; bring the "
+            "larger one to the keys of the other with 'softlabel convert --keys'"
+        )
+
+
+def _weighted_sum(weights: Sequence[float], values: Sequence[Doubles]) -> Doubles:
+    total: Doubles = np.zeros_like(values[0])
+    for weight, value in zip(weights, values, strict=True):
+        total += weight * value
+    return total
+
+
+def _mean_log_softmax(weights: Sequence[float], logits: Sequence[Doubles]) -> Doubles:
+    """`log sum w softmax(z)`, `[N, C]`."""
+    logs = [
+        log_softmax(values) + np.log(weight) for values, weight in zip(logits, weights, strict=True)
+    ]
+    return np.asarray(np.logaddexp.reduce(logs, axis=0))
+
+
+def _narrowed(d: Doubles) -> Floats:
+    """To float32; what is finite stays finite."""
+    with np.errstate(over="ignore"):
+        narrow = d.astype(np.float32)
+    narrow[np.isneginf(narrow) & ~np.isneginf(d)] = np.finfo(np.float32).min
+    return narrow
+
+
+def _ordered(logits: Floats, order: npt.NDArray[np.int64] | None) -> Floats:
+    return logits if order is None else logits[:, order]

@@ -1,0 +1,1 @@
+"""Running a teacher over a source into a label set."""

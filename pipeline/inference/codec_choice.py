@@ -1,0 +1,43 @@
+"""Which codec a run of the teacher gets: the one asked for, or the default for its classes."""
+
+from __future__ import annotations
+
+from softlabel.pipeline.progress import Progress
+from softlabel.pipeline.teachers.head import LinearEnd, find_head
+from softlabel.pipeline.teachers.teacher import Teacher
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import CodecName
+from softlabel.schemas.params import InferCodec
+
+MOST_DENSE_CLASSES = 4096
+# Features of 2,048 bytes a row.
+WIDEST_FEATURES = 1024
+
+
+def choose_codec(
+    asked: InferCodec, teacher: Teacher, progress: Progress
+) -> tuple[CodecName, LinearEnd | None]:
+    """The codec for `asked`, and with `factored` the linear layer at the teacher's end.
+
+    'auto' is `dense-f16` up to 4,096 classes; beyond them `factored` where the graph allows it
+    and a row's features take at most 2,048 bytes, else `topk`; it says so. Raises DataError where
+    `factored` was asked for and the graph does not allow it.
+    """
+    classes = len(teacher.spec.classes)
+    if asked == "factored":
+        return "factored", find_head(teacher.path, teacher.spec.output, classes)
+    if asked != "auto":
+        return asked, None
+    if classes <= MOST_DENSE_CLASSES:
+        return "dense-f16", None
+    try:
+        end = find_head(teacher.path, teacher.spec.output, classes)
+    except DataError as error:
+        progress.say(f"codec topk, not factored: {str(error).rpartition('; ')[0]}")
+        return "topk", None
+    width = end.head.weight.shape[1]
+    if width > WIDEST_FEATURES:
+        progress.say(f"codec topk, not factored: the teacher's last layer has {width:,} inputs")
+        return "topk", None
+    progress.say(f"codec factored: {width:,} features a row, and the teacher's last layer once")
+    return "factored", end

@@ -1,0 +1,177 @@
+"""The inference loop: read, run the teacher, encode and write, at the same time.
+
+Reading and the teacher each have a thread, encoding and writing have the caller's; the queues
+between them are bounded, so a slow disk slows the run and memory stays constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel.pipeline.codecs.codec import ShiftedRows, encode_rows, shift_rows
+from softlabel.pipeline.inference.plan import batches
+from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, place
+from softlabel.pipeline.prefetch import prefetch
+from softlabel.pipeline.publish import publish_bytes
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.layouts import ShardWriter, writing_shard
+from softlabel.pipeline.shards.packing import Packing, folder_packing
+from softlabel.pipeline.shards.tally import Tally, measured_rows
+from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
+from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
+
+QUEUE_BATCHES = 4
+
+
+@dataclass
+class BusyTime:
+    """Seconds that each step of the pipeline worked; the largest one bounded the run."""
+
+    decode: float = 0.0
+    teacher: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    def bound(self) -> str:
+        """The step that worked longest."""
+        return max(vars(self), key=lambda name: float(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    shard: ShardPlan
+    samples: SampleBlock
+    output: TeacherOutput
+
+
+def label_shards(
+    plan: Plan,
+    batch_size: int,
+    shards: Iterable[ShardPlan],
+    source: ParquetSource,
+    run_teacher: RunTeacher,
+    folder: Path,
+    on_batch: Callable[[int], None],
+) -> BusyTime:
+    """Label `shards` of `plan` one after the other and publish each with its receipt.
+
+    `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
+    every encoded batch's rows. Raises
+    DataError for non-finite logits and for a key that appears twice in a shard.
+    """
+    busy = BusyTime()
+    read = prefetch(_read(shards, source, batch_size, busy), QUEUE_BATCHES, "read")
+    ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
+    with contextlib.closing(ran):
+        current = next(ran, None)
+        while current is not None:
+            receipt, current = _write_shard(plan, current, ran, source, folder, busy, on_batch)
+            publish_bytes(folder / f"{receipt.shard}.json", canonical_json(receipt))
+    return busy
+
+
+def _read(
+    shards: Iterable[ShardPlan], source: ParquetSource, batch_size: int, busy: BusyTime
+) -> Iterator[tuple[ShardPlan, SampleBlock]]:
+    for shard in shards:
+        for segments in batches(shard, batch_size):
+            begin = time.perf_counter()
+            samples = source.read(segments)
+            busy.decode += time.perf_counter() - begin
+            yield shard, samples
+
+
+def _run(
+    read: Iterator[tuple[ShardPlan, SampleBlock]], run_teacher: RunTeacher, busy: BusyTime
+) -> Iterator[_Batch]:
+    for shard, samples in read:
+        begin = time.perf_counter()
+        output = run_teacher(samples.inputs)
+        busy.teacher += time.perf_counter() - begin
+        yield _Batch(shard, samples, output)
+
+
+def _write_shard(
+    plan: Plan,
+    first: _Batch,
+    ran: Iterator[_Batch],
+    source: ParquetSource,
+    folder: Path,
+    busy: BusyTime,
+    on_batch: Callable[[int], None],
+) -> tuple[Receipt, _Batch | None]:
+    """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
+    shard = first.shard
+    packing = folder_packing(folder, plan)
+    tally = Tally(plan.identity.temperatures, measured_rows(len(plan.shards)))
+    keys = []
+    current: _Batch | None = first
+    with writing_shard(folder, shard.name, packing) as writer:
+        while current is not None and current.shard is shard:
+            _write_batch(packing, current, writer, tally, busy)
+            keys.append(current.samples.keys)
+            on_batch(len(current.samples))
+            current = next(ran, None)
+        _refuse_duplicates(shard, keys)
+        begin = time.perf_counter()
+        file = writer.finish()
+    busy.write += time.perf_counter() - begin
+    digests = tuple(source.digest(name) for name in _source_names(shard))
+    return tally.receipt(shard, packing.identity_sha256, file, digests), current
+
+
+def _write_batch(
+    packing: Packing, batch: _Batch, writer: ShardWriter, tally: Tally, busy: BusyTime
+) -> None:
+    begin = time.perf_counter()
+    logits = batch.output.logits
+    with naming_the_key(batch.samples):
+        rows = encode_rows(packing.codec, logits, batch.output.features)
+    samples, codec = batch.samples, packing.codec
+    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
+    tally.add(block, lambda T: logits)
+    encoded = time.perf_counter()
+    writer.append(block)
+    busy.encode += encoded - begin
+    busy.write += time.perf_counter() - encoded
+
+
+def shift_output(output: TeacherOutput) -> ShiftedRows:
+    """What the codecs pack of a teacher's output. Raises ValueError as `shift_rows` does."""
+    rows = shift_rows(output.logits)
+    return rows if output.features is None else replace(rows, features=output.features)
+
+
+@contextlib.contextmanager
+def naming_the_key(samples: SampleBlock) -> Iterator[None]:
+    """Turn a codec's refusal of a row of `samples` into a DataError that names its key."""
+    try:
+        yield
+    except ValueError as error:
+        reason, row = error.args
+        raise DataError(
+            f"{reason} for key {samples.keys[row].as_py()!r}; check the teacher and its "
+            "preprocessing, or take another codec"
+        ) from error
+
+
+def _refuse_duplicates(shard: ShardPlan, keys: list[pa.StringArray]) -> None:
+    twice = miscounted_keys(lambda: keys)
+    if twice:
+        rows = np.flatnonzero(pc.equal(pa.chunked_array(keys), twice[0]).to_numpy())
+        places = " and ".join(place(shard, int(row)) for row in rows[:2])
+        raise duplicate_key(twice[0], places)
+
+
+def _source_names(shard: ShardPlan) -> list[str]:
+    return list(dict.fromkeys(segment.source for segment in shard.segments))

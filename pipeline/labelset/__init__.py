@@ -1,0 +1,1 @@
+"""A label set's folder: reading it, and making it."""

@@ -1,0 +1,139 @@
+"""Where a report's numbers come from: hashes, sizes, and the commands that made them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
+from softlabel.schemas.labelset import MeasuredFidelity, SourceFile
+from softlabel.schemas.params import ReportParams
+from softlabel.schemas.reports import EvaluateReport, StudentCard
+
+FILES_SHOWN = 4
+LINE_WIDTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One step of the way: the verb, why, and the command line."""
+
+    purpose: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOrigin:
+    """What the manifest of a label set says of its making."""
+
+    folder: str
+    identity: str
+    teachers: tuple[str, ...]
+    codec: str
+    rows: int
+    size: str
+    shards: str
+    agreement: float | None
+    labelled: int
+    fidelity: tuple[MeasuredFidelity, ...]
+    files: tuple[SourceFile, ...]
+    more_files: int
+
+
+def label_origin(labels: LabelSet) -> LabelOrigin:
+    """The manifest's figures, ready to be shown."""
+    manifest = labels.manifest
+    identity, counts = manifest.identity, manifest.statistics
+    return LabelOrigin(
+        folder=shown_path(labels.folder),
+        identity=labels.identity,
+        teachers=identity.teacher_sha256,
+        codec=identity.codec,
+        rows=manifest.rows,
+        size=file_size(sum(shard.bytes for shard in manifest.shards)),
+        shards=count(len(manifest.shards), "shard"),
+        agreement=counts.correct / counts.labelled if counts.labelled else None,
+        labelled=counts.labelled,
+        fidelity=manifest.fidelity,
+        files=identity.source[:FILES_SHOWN],
+        more_files=max(0, len(identity.source) - FILES_SHOWN),
+    )
+
+
+def shown_path(path: PurePath) -> str:
+    """A relative path as it is, of an absolute one the name: the page names no folder outside."""
+    inside = not path.is_absolute() and ".." not in path.parts
+    return path.as_posix() if inside else path.name
+
+
+def commands(
+    params: ReportParams,
+    evaluation: EvaluateReport,
+    cards: Sequence[StudentCard],
+    labels: LabelSet | None,
+) -> tuple[Command, ...]:
+    """The verbs with the values that are known, in the order in which they ran."""
+    found = (
+        []
+        if labels is None
+        else [
+            Command("run the teacher, the file with the hash above, once", _infer(params, labels))
+        ]
+    )
+    for run in dict.fromkeys(card.run for card in cards):
+        seeds = sorted({card.seed for card in cards if card.run == run})
+        found.append(Command(f"train “{run}”", _train(run, seeds)))
+    models = [part for path in params.models for part in ("--models", path)]
+    evaluate = ["--source", evaluation.source, "--output", params.evaluation]
+    found.append(Command("measure the students", _line("evaluate", *models, *evaluate)))
+    found.append(Command("write this page", _report(params, models)))
+    return tuple(found)
+
+
+def other_labels(cards: Sequence[StudentCard], labels: LabelSet) -> tuple[str, ...]:
+    """The runs whose students learned from another label set than this one."""
+    runs = (
+        card.run for card in cards if card.labels_identity_sha256 not in (None, labels.identity)
+    )
+    return tuple(dict.fromkeys(runs))
+
+
+def _infer(params: ReportParams, labels: LabelSet) -> str:
+    identity = labels.manifest.identity
+    source = [] if params.source is None else ["--source", params.source]
+    values = [part for T in identity.temperatures for part in ("--temperatures", f"{T:g}")]
+    codec = ["--codec", identity.codec, *([] if identity.k is None else ["--k", identity.k])]
+    codec += ["--tail", "prior"] if identity.tail == "prior" else []
+    return _line("infer", *source, "--output", labels.folder, *codec, *values)
+
+
+def _train(run: str, seeds: Sequence[int]) -> str:
+    line = _line("train-student", *(["--run", run] if run != UNNAMED else []), "--seed")
+    if len(seeds) == 1:
+        return f"{line} {seeds[0]}"
+    return f"for seed in {' '.join(map(str, seeds))}; do {line} $seed; done"
+
+
+def _report(params: ReportParams, models: Sequence[str | Path]) -> str:
+    flags: list[object] = ["--evaluation", params.evaluation, *models]
+    for name in ("labels", "source"):
+        value = getattr(params, name)
+        flags += [] if value is None else [f"--{name}", value]
+    flags += [part for T in params.temperatures for part in ("--temperatures", f"{T:g}")]
+    flags += ["--samples", params.samples, "--title", params.title, "--output", params.output]
+    return _line("report", *flags)
+
+
+def _line(verb: str, *parts: object) -> str:
+    """The command line, continued on another line where a flag would make it too long."""
+    lines = [f"softlabel {verb}"]
+    for part in parts:
+        word = shlex.quote(shown_path(part) if isinstance(part, PurePath) else str(part))
+        if word.startswith("--") and len(lines[-1]) + len(word) > LINE_WIDTH:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)

@@ -1,0 +1,1 @@
+"""Label rows in files: Parquet and tar."""

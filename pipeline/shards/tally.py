@@ -1,0 +1,83 @@
+"""What a receipt says of a shard's rows, summed while they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from softlabel.pipeline.codecs.numerics import Floats, kl_sums
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.schemas.labelset import Fidelity, Receipt, ShardPlan, SourceDigest, Statistics
+
+FIDELITY_ROWS = 1024
+# The logits that stored ones are compared with, float32 [P, C], for use at a temperature.
+Reference = Callable[[float], Floats]
+
+
+class Tally:
+    """Counts over one shard, and the KL of its first rows to what they were made from.
+
+    temperatures: those whose KL is summed. rows: how many of the shard's first rows are measured.
+    """
+
+    def __init__(self, temperatures: Sequence[float], rows: int) -> None:
+        self._temperatures = temperatures
+        self._room = rows
+        self._labelled = 0
+        self._correct = 0
+        self._measured = 0
+        self._kl = np.zeros(len(temperatures))
+
+    def add(self, block: LabelBlock, reference: Reference) -> None:
+        """Count the rows of `block`, and measure those that are among the shard's first."""
+        self.count(block)
+        rows = min(self._room, len(block))
+        if rows:
+            measured = block.slice(0, rows)
+            positions = len(measured.top1)
+            self._kl += [
+                kl_sums(reference(T)[:positions], [measured.logits(T)], (T,))[0]
+                for T in self._temperatures
+            ]
+            self._measured += positions
+            self._room -= rows
+
+    def count(self, block: LabelBlock) -> None:
+        """Count the rows of `block` without measuring any."""
+        labels = block.labels.fill_null(-1).to_numpy(zero_copy_only=False)
+        self._labelled += int((labels >= 0).sum())
+        self._correct += int((labels == block.top1).sum())
+
+    def fidelity(self) -> Fidelity:
+        """The KL summed so far."""
+        return Fidelity(rows=self._measured, kl_sum=tuple(self._kl.tolist()))
+
+    def receipt(
+        self,
+        shard: ShardPlan,
+        identity_sha256: str,
+        file: tuple[int, str],
+        source: tuple[SourceDigest, ...],
+        fidelity: Fidelity | None = None,
+    ) -> Receipt:
+        """The receipt of a shard whose file has this size and SHA-256.
+
+        fidelity: known from elsewhere; default: what was measured here.
+        """
+        size, digest = file
+        return Receipt(
+            shard=shard.name,
+            identity_sha256=identity_sha256,
+            rows=shard.rows,
+            bytes=size,
+            sha256=digest,
+            source=source,
+            statistics=Statistics(labelled=self._labelled, correct=self._correct),
+            fidelity=fidelity or self.fidelity(),
+        )
+
+
+def measured_rows(shards: int) -> int:
+    """How many rows of each of so many shards are measured."""
+    return -(-FIDELITY_ROWS // shards)

@@ -1,0 +1,1 @@
+"""Teachers: models, their export to ONNX, and their sessions."""

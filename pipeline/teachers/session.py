@@ -1,0 +1,193 @@
+"""A teacher in an ONNX Runtime session on the device that was asked for, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
+from softlabel.pipeline.teachers.preprocess import model_input
+from softlabel.pipeline.teachers.teacher import Teacher
+from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
+from softlabel.schemas.labelset import ExecutionRecord
+from softlabel.schemas.params import Device
+from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
+
+if TYPE_CHECKING:
+    from softlabel.pipeline.teachers.head import LinearEnd
+
+# Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
+# execution record. TF32 would move logits by about 1e-3.
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# Where the external data of a model given as bytes lies.
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class TeacherSession:
+    """Runs batches of exactly `batch_size` rows; smaller ones are padded and trimmed.
+
+    record: where and how it runs. end: the linear layer whose inputs are given out as features.
+    Raises EnvironmentFault where the device cannot be had.
+    """
+
+    def __init__(
+        self, teacher: Teacher, device: Device, batch_size: int, end: LinearEnd | None = None
+    ) -> None:
+        if teacher.fixed_batch not in (None, batch_size):
+            raise ParameterError(
+                f"{teacher.path}: its graph takes batches of {teacher.fixed_batch} only; "
+                f"pass --batch-size {teacher.fixed_batch}"
+            )
+        self._teacher = teacher
+        self._batch_size = batch_size
+        self._end = end
+        extended = None if end is None else end.model
+        self._session, name = create_session(teacher.path, device, extended)
+        provider = self._session.get_providers()[0]
+        self.record = ExecutionRecord(
+            provider=provider,
+            device=name,
+            precision="float32",
+            batch_size=batch_size,
+            threads=cpu_threads(),
+            onnxruntime=onnxruntime.__version__,
+            cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
+        )
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        """What the teacher says of uint8 pictures `[N, height, width, channels]`, N <= batch."""
+        rows = len(pixels)
+        inputs = model_input(pixels, self._teacher.spec.preprocess)
+        if rows < self._batch_size:
+            padding = [(0, self._batch_size - rows), *[(0, 0)] * (inputs.ndim - 1)]
+            inputs = np.pad(inputs, padding)
+        names = [self._teacher.spec.output, *([self._end.features] if self._end else [])]
+        logits, *others = run_model(self._session, names, {self._teacher.input_name: inputs})
+        classes = len(self._teacher.spec.classes)
+        if logits.shape != (self._batch_size, classes):
+            raise DataError(
+                f"{self._teacher.path}: gave logits of shape {list(logits.shape)}, expected "
+                f"[{self._batch_size}, {classes}]; check --output-name and --classes"
+            )
+        features = self._features(self._end, *others)[:rows] if self._end else None
+        return TeacherOutput(logits[:rows].astype(np.float32, copy=False), features)
+
+    def _features(self, end: LinearEnd, values: Array) -> npt.NDArray[np.float32]:
+        features = values.T if end.transposed else values
+        width = end.head.weight.shape[1]
+        if features.shape != (self._batch_size, width):
+            raise DataError(
+                f"{self._teacher.path}: gave its last layer inputs of shape "
+                f"{list(features.shape)}, codec factored needs [{self._batch_size}, {width}]; pass "
+                "--codec dense-f16"
+            )
+        return features.astype(np.float32, copy=False)
+
+
+def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:
+    """`run` with its columns in the order of the source's classes; as it is where they agree."""
+    if order is None:
+        return run
+    columns = np.asarray(order)
+
+    def reordered(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        output = run(pixels)
+        return replace(output, logits=np.ascontiguousarray(output.logits[:, columns]))
+
+    return reordered
+
+
+def create_session(
+    path: Path, device: Device, extended: bytes | None = None
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """A session on `device` and that device's name; 'auto' takes CUDA where a device is visible.
+
+    extended: the model to run instead of the one in `path`; its external data lies beside that.
+    Raises EnvironmentFault when CUDA was asked for, or is there, and cannot be used.
+    """
+    gpus = cuda_devices()
+    wants_cuda = device == "cuda" or (device == "auto" and bool(gpus) and _built_for_cuda())
+    if wants_cuda and not gpus:
+        raise EnvironmentFault(
+            "device 'cuda' was asked for and the driver shows no CUDA device; "
+            "pass --device cpu or run on a machine with one"
+        )
+    if wants_cuda and not _built_for_cuda():
+        raise EnvironmentFault(
+            "device 'cuda' was asked for and this onnxruntime is a CPU build; "
+            "pip install onnxruntime-gpu or pass --device cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_threads()
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    if extended is not None:
+        options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.parent))
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if wants_cuda:
+        _preload_cuda_libraries()
+        providers.insert(0, ("CUDAExecutionProvider", CUDA_OPTIONS))
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path) if extended is None else extended, options, providers=providers
+        )
+    except Exception as error:
+        raise DataError(
+            f"{path}: ONNX Runtime cannot load it: {_first_line(error)}; export it again"
+        ) from error
+    session.disable_fallback()
+    got = session.get_providers()[0]
+    if wants_cuda and got != "CUDAExecutionProvider":
+        raise EnvironmentFault(
+            f"a CUDA device is there ({gpus[0]}) and ONNX Runtime fell back to {got}: its CUDA 13 "
+            "or cuDNN 9 libraries are missing; install them or pass --device cpu"
+        )
+    return session, gpus[0] if wants_cuda else cpu_name()
+
+
+def run_model(
+    session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, Array]
+) -> list[Array]:
+    """These outputs of one run.
+
+    Raises DataError where the model does not take these inputs, EnvironmentFault where the
+    provider fails otherwise, such as on memory.
+    """
+    try:
+        return [np.asarray(value) for value in session.run(outputs, inputs)]
+    except InvalidArgument as error:
+        raise DataError(
+            f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"
+            f": {_first_line(error)}; check --input-layout and the source's pictures"
+        ) from error
+    except Exception as error:
+        raise EnvironmentFault(
+            f"the teacher failed on a batch: {_first_line(error)}; a smaller --batch-size needs "
+            "less memory"
+        ) from error
+
+
+def _built_for_cuda() -> bool:
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _preload_cuda_libraries() -> None:
+    # It prints what it cannot find; the provider check after it decides.
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
+
+
+def _cuda_version() -> str | None:
+    return getattr(onnxruntime, "cuda_version", None) or None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
