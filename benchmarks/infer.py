@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     params = _world(arguments)
-    source = ParquetSource(params.source)
+    source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
     session = TeacherSession(teacher, params.device, params.batch_size)
     batches = _preload(source, params.batch_size)
@@ -82,7 +83,7 @@ def _world(arguments: argparse.Namespace) -> InferParams:
     )
 
 
-def _preload(source: ParquetSource, batch_size: int) -> list[Array]:
+def _preload(source: Source, batch_size: int) -> list[Array]:
     batches = []
     for file in source.files:
         for first in range(0, file.rows, batch_size):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from softlabel.schemas.model import Record
+from softlabel.schemas.teacher import Interpolation
 
 Device = Literal["auto", "cpu", "cuda"]
 IfDifferent = Literal["error", "replace"]
@@ -43,7 +44,33 @@ ForeignStd = Annotated[
     Field(description="for an ONNX file without our metadata: per-channel deviation"),
 ]
 
-DIGITS_CLASSES = tuple("0123456789")
+ForeignResize = Annotated[
+    int | None,
+    Field(
+        gt=0,
+        description="for an ONNX file without our metadata: shorter side that encoded pictures "
+        "are scaled to before the centre is cropped; needs --interpolation [pixels]",
+    ),
+]
+ForeignInterpolation = Annotated[
+    Interpolation | None,
+    Field(
+        description="for an ONNX file without our metadata: how encoded pictures are scaled; "
+        "default: they have the teacher's size already"
+    ),
+]
+Resize = Annotated[
+    int | None,
+    Field(
+        gt=0,
+        description="shorter side that encoded pictures are scaled to before the centre is "
+        "cropped; default: they are scaled to height x width whatever their shape [pixels]",
+    ),
+]
+Scaling = Annotated[
+    Interpolation | None,
+    Field(description="how encoded pictures are scaled; default: not, they have the size already"),
+]
 
 
 class PrepareParams(Record):
@@ -148,6 +175,14 @@ class TrainParams(Record):
     std: tuple[Positive, ...] = Field(
         (), description="per-channel deviation of pictures scaled to 0..1; default: 0.5 each"
     )
+    height: int | None = Field(
+        None, gt=0, description="picture height; default: that of the source's first [pixels]"
+    )
+    width: int | None = Field(
+        None, gt=0, description="picture width; default: that of the source's first [pixels]"
+    )
+    resize: Resize = None
+    interpolation: Scaling = None
     shuffle_rows: int = Field(
         65536, ge=1, description="samples held in memory and shuffled together [rows]"
     )
@@ -200,6 +235,8 @@ class ExportParams(Record):
     height: int | None = Field(None, gt=0, description="picture height [pixels]")
     width: int | None = Field(None, gt=0, description="picture width [pixels]")
     channels: int | None = Field(None, gt=0, description="picture channels")
+    resize: Resize = None
+    interpolation: Scaling = None
     mean: tuple[float, ...] = Field((), description="per-channel mean of pictures scaled to 0..1")
     std: tuple[Positive, ...] = Field(
         (), description="per-channel deviation of pictures scaled to 0..1"
@@ -262,6 +299,8 @@ class InferParams(Record):
     input_layout: ForeignLayout = None
     mean: ForeignMean = ()
     std: ForeignStd = ()
+    resize: ForeignResize = None
+    interpolation: ForeignInterpolation = None
 
 
 class PlanParams(Record):
@@ -291,6 +330,8 @@ class PlanParams(Record):
     input_layout: ForeignLayout = None
     mean: ForeignMean = ()
     std: ForeignStd = ()
+    resize: ForeignResize = None
+    interpolation: ForeignInterpolation = None
 
 
 class VerifyParams(Record):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from softlabel.schemas.labelset import CodecName, Derivation, Layout, Making
 from softlabel.schemas.model import Record
+from softlabel.schemas.teacher import Framing, Interpolation
 
 
 class PrepareReport(Record):
@@ -160,6 +161,8 @@ class StudentCard(Record):
     height: int
     width: int
     channels: int
+    resize: int | None = None
+    interpolation: Interpolation | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     parameters: int
@@ -168,6 +171,17 @@ class StudentCard(Record):
     soft_weight: float | None
     label_smoothing: float
     labels_identity_sha256: str | None
+
+    @property
+    def framing(self) -> Framing:
+        """How encoded pictures come to the student's size."""
+        return Framing(
+            height=self.height,
+            width=self.width,
+            channels=self.channels,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
 
 class Bin(Record):

@@ -12,16 +12,54 @@ METADATA_KEY = "softlabel.teacher"
 FORMAT_VERSION: Final = 1
 
 
-class Preprocess(Record):
-    """How a uint8 picture `[height, width, channels]` becomes the model's input.
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-    `(x / 255 - mean) / std` per channel. With `in_graph` the model does this arithmetic itself
+
+class Framing(Record):
+    """How an encoded picture of any size becomes uint8 `[height, width, channels]`.
+
+    interpolation: as Pillow names them, with its antialiasing. resize: the shorter side that a
+    picture is scaled to, its shape kept, before the centre is cropped. Without `resize` it is
+    scaled to height and width whatever its shape; without `interpolation` it is not scaled and
+    must have that size.
+    """
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    resize: int | None = Field(None, gt=0)
+    interpolation: Interpolation | None = None
+
+    @model_validator(mode="after")
+    def _the_crop_lies_inside(self) -> Framing:
+        if self.resize is not None and self.interpolation is None:
+            raise ValueError("resize is given and interpolation is not; give both")
+        if self.resize is not None and self.resize < max(self.height, self.width):
+            raise ValueError(
+                f"resize is {self.resize}, which is less than the {self.height}x{self.width} that "
+                "are cropped from it"
+            )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one picture."""
+        return (self.height, self.width, self.channels)
+
+
+class Preprocess(Record):
+    """How a picture becomes the model's input.
+
+    To uint8 `[height, width, channels]` as `Framing` says, by `resize` and `interpolation`. Then
+    `(x / 255 - mean) / std` per channel: with `in_graph` the model does this arithmetic itself
     and takes uint8 `NHWC`; otherwise the caller does it and hands over float32 in `layout`.
     """
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     channels: int = Field(gt=0)
+    resize: int | None = Field(None, gt=0)
+    interpolation: Interpolation | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layout: Literal["NHWC", "NCHW"] = "NCHW"
@@ -36,12 +74,25 @@ class Preprocess(Record):
                 )
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {min(self.std)}")
+        if self.resize is not None or self.interpolation is not None:
+            _ = self.framing  # is checked as it is built
         return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one picture."""
         return (self.height, self.width, self.channels)
+
+    @property
+    def framing(self) -> Framing:
+        """How encoded pictures come to that shape."""
+        return Framing(
+            height=self.height,
+            width=self.width,
+            channels=self.channels,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
 
 class TeacherSpec(Record):

@@ -1,8 +1,9 @@
 """Write the golden label sets of tests/golden/: small sets of every codec and layout.
 
 They hold format version 1 still: tests/unit/shards/test_golden.py reads them with whatever the code
-has become. So they are written once, and never again for version 1. A set that is missing is added;
-one that stands is left alone, but with --replace, which is for the time before a format is released.
+has become. So they are written once, and never again for version 1. A set that is missing is
+added; one that stands is left alone, but with --replace, which is for the time before a format is
+released.
 
     python scripts/write_golden.py [--replace] [NAME ...]
 

@@ -20,7 +20,8 @@ from softlabel.pipeline.evaluation.pairs import PairMetrics
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.cards import find_cards
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import make_fabric, predict
@@ -49,6 +50,7 @@ class _Student(NamedTuple):
     card: StudentCard
     model: nn.Module
     order: tuple[int, ...] | None
+    source: Source
 
 
 def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateReport:
@@ -58,14 +60,17 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     ParameterError, DataError, EnvironmentFault.
     """
     progress = progress or Quiet()
-    source = ParquetSource(params.source)
+    source = open_source(params.source)
     labels = open_labelset(params.labels) if params.labels is not None else None
+    if labels is not None:
+        source = source.naming(labels.classes)
     cards = find_cards(params.models)
     fabric = make_fabric(params.device, "32-true")
     progress.start("evaluate", len(cards), "students")
     students: list[StudentMetrics] = []
     runs: list[RunMetrics] = []
-    for members in _by_run([_load(path, source) for path in cards]):
+    loaded = [_load(path, source) for path in cards]
+    for members in _by_run(loaded):
         measured, churn = _measure(members, source, labels, fabric, params)
         students += measured
         runs.append(_over_seeds(measured, churn))
@@ -74,7 +79,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
         output=params.output,
         source=params.source,
         rows=students[0].rows,
-        classes=source.classes,
+        classes=source.classes or loaded[0].card.classes,
         students=tuple(students),
         runs=tuple(runs),
         label_set=None if labels is None else _measure_labels(labels, source, params),
@@ -85,15 +90,11 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     return report
 
 
-def _load(path: Path, source: ParquetSource) -> _Student:
+def _load(path: Path, source: Source) -> _Student:
     card, model = load_student(path)
-    if (card.height, card.width, card.channels) != source.shape:
-        raise DataError(
-            f"{path}: takes pictures of shape {[card.height, card.width, card.channels]}, "
-            f"{source.path} has {list(source.shape)}; evaluate on a source of that shape"
-        )
+    source = source.framed(card.framing).naming(card.classes)
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
-    return _Student(path, card, model, order)
+    return _Student(path, card, model, order, source)
 
 
 def _by_run(students: Sequence[_Student]) -> list[list[_Student]]:
@@ -103,7 +104,7 @@ def _by_run(students: Sequence[_Student]) -> list[list[_Student]]:
 
 def _measure(
     members: Sequence[_Student],
-    source: ParquetSource,
+    source: Source,
     labels: LabelSet | None,
     fabric: Fabric,
     params: EvaluateParams,
@@ -113,7 +114,7 @@ def _measure(
     to_labels = [PairMetrics() for _ in members]
     churn = PairMetrics()
     stored = _stored(labels, source, params.batch_size)
-    said = zip(*(_logits(member, source, fabric, params) for member in members), strict=True)
+    said = zip(*(_logits(member, fabric, params) for member in members), strict=True)
     for batch, teacher in zip(said, stored, strict=labels is not None):
         for index, (logits, hard) in enumerate(batch):
             known = hard >= 0
@@ -149,11 +150,11 @@ def _student_metrics(
 
 
 def _logits(
-    student: _Student, source: ParquetSource, fabric: Fabric, params: EvaluateParams
+    student: _Student, fabric: Fabric, params: EvaluateParams
 ) -> Iterator[tuple[Logits, npt.NDArray[np.int64]]]:
     """Logits in the order of the source's classes, and hard labels, batch by batch."""
     model = fabric.setup(student.model)
-    for logits, batch in predict(model, fabric, source.reopen(), params.batch_size):
+    for logits, batch in predict(model, fabric, student.source.reopen(), params.batch_size):
         values = logits.numpy()
         yield (
             values if student.order is None else values[:, np.asarray(student.order)],
@@ -161,9 +162,7 @@ def _logits(
         )
 
 
-def _stored(
-    labels: LabelSet | None, source: ParquetSource, batch_size: int
-) -> Iterator[Logits | None]:
+def _stored(labels: LabelSet | None, source: Source, batch_size: int) -> Iterator[Logits | None]:
     """The stored logits of the same batches; endless Nones where there is no label set."""
     if labels is None:
         yield from itertools.repeat(None)
@@ -172,9 +171,7 @@ def _stored(
         yield block.logits()
 
 
-def _measure_labels(
-    labels: LabelSet, source: ParquetSource, params: EvaluateParams
-) -> LabelSetMetrics:
+def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) -> LabelSetMetrics:
     metrics = ClassifierMetrics(params.bins)
     outside = 0
     for samples, block in JoinedSamples(source.reopen(), labels).in_order(params.batch_size):

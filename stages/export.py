@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from softlabel.pipeline.classes import read_class_names
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.export import (
     OUTPUT_NAME,
     PARITY_BATCH_SIZES,
@@ -24,7 +24,7 @@ from softlabel.pipeline.teachers.models import (
     load_weights,
 )
 from softlabel.pipeline.training.cards import read_card
-from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Segment, sha256_of
 from softlabel.schemas.params import ExportParams
 from softlabel.schemas.reports import ExportReport
@@ -77,6 +77,8 @@ def _from_card(params: ExportParams) -> ExportParams:
         "height": card.height,
         "width": card.width,
         "channels": card.channels,
+        "resize": card.resize,
+        "interpolation": card.interpolation,
         "mean": card.mean,
         "std": card.std,
     }
@@ -99,6 +101,8 @@ def _spec(params: ExportParams) -> TeacherSpec:
                 height=params.height or 0,
                 width=params.width or 0,
                 channels=params.channels or 0,
+                resize=params.resize,
+                interpolation=params.interpolation,
                 mean=params.mean,
                 std=params.std,
                 layout="NHWC",
@@ -118,12 +122,7 @@ def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array,
     if params.samples is None:
         random = np.random.default_rng(0)
         return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
-    source = ParquetSource(params.samples)
-    if source.shape != preprocess.shape:
-        raise DataError(
-            f"{params.samples}: has pictures of shape {list(source.shape)}, the teacher takes "
-            f"{list(preprocess.shape)}; check --height, --width and --channels"
-        )
+    source = open_source(params.samples).framed(preprocess.framing)
     first = next(file for file in source.files if file.rows)
     segment = Segment(source=first.name, first=0, rows=min(rows, first.rows))
     pixels = source.read([segment]).inputs

@@ -26,7 +26,8 @@ from softlabel.pipeline.labelset.folder import (
 from softlabel.pipeline.labelset.lease import Lease
 from softlabel.pipeline.labelset.making import writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
 from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
@@ -47,8 +48,9 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     """
     progress = progress or Quiet()
     params = params.model_copy(update={"classes": read_class_names(params.classes)})
-    source = ParquetSource(params.source)
+    source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
+    source = source.framed(teacher.spec.preprocess.framing).naming(teacher.spec.classes)
     codec, end = choose_codec(params.codec, teacher, progress)
     order = _class_order(params, teacher, source)
     head = None if end is None else end.head.take(order or range(len(source.classes)))
@@ -73,7 +75,7 @@ def _label(
     folder: Path,
     wanted: Plan,
     head: Head | None,
-    source: ParquetSource,
+    source: Source,
     run_teacher: RunTeacher,
     held: Lease,
     progress: Progress,
@@ -112,7 +114,7 @@ def _label(
 def _refuse_bad_teacher(
     plan: Plan,
     batch_size: int,
-    source: ParquetSource,
+    source: Source,
     run_teacher: RunTeacher,
     progress: Progress,
 ) -> None:
@@ -151,7 +153,7 @@ def _refuse_bad_teacher(
 def _with_prior(
     plan: Plan,
     params: InferParams,
-    source: ParquetSource,
+    source: Source,
     run_teacher: RunTeacher,
     progress: Progress,
 ) -> Plan:
@@ -163,9 +165,7 @@ def _with_prior(
     return plan.model_copy(update={"prior": prior})
 
 
-def _class_order(
-    params: InferParams, teacher: Teacher, source: ParquetSource
-) -> tuple[int, ...] | None:
+def _class_order(params: InferParams, teacher: Teacher, source: Source) -> tuple[int, ...] | None:
     names = (f"teacher {params.teacher}", f"source {params.source}")
     return class_map(teacher.spec.classes, source.classes, names)
 
@@ -173,7 +173,7 @@ def _class_order(
 def _identity(
     params: InferParams,
     teacher: Teacher,
-    source: ParquetSource,
+    source: Source,
     codec: CodecName,
     order: tuple[int, ...] | None,
     head: Head | None,

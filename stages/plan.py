@@ -19,7 +19,8 @@ from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, spread_row
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import Packing, make_packing
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
 from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
@@ -46,7 +47,7 @@ class _Clock:
 class _World:
     """The opened teacher and source. order: see `Identity.class_map`."""
 
-    source: ParquetSource
+    source: Source
     sample: ShardPlan
     identity: Identity
     run_teacher: RunTeacher
@@ -88,8 +89,9 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
 
 
 def _open(params: PlanParams, notes: list[str]) -> _World:
-    source = ParquetSource(params.source)
+    source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
+    source = source.framed(teacher.spec.preprocess.framing).naming(teacher.spec.classes)
     names = (f"teacher {params.teacher}", f"source {params.source}")
     order = class_map(teacher.spec.classes, source.classes, names)
     sample = _sample(source, params.rows)
@@ -159,7 +161,7 @@ def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, 
     return {k: prior.logits() for k, prior in priors.items()}
 
 
-def _sample(source: ParquetSource, rows: int) -> ShardPlan:
+def _sample(source: Source, rows: int) -> ShardPlan:
     segments = tuple(spread_rows(source.files, rows))
     return ShardPlan(
         name="sample", rows=sum(segment.rows for segment in segments), segments=segments

@@ -25,7 +25,7 @@ from softlabel.pipeline.reporting.gallery import (
 )
 from softlabel.pipeline.reporting.gallery_view import card, live_data, share
 from softlabel.pipeline.reporting.page import render_page
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.training.cards import TRAIN_FILE, find_cards, read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
@@ -226,7 +226,8 @@ def _gallery(
     members = [member for pair in pairs for member in pair.members]
     pictures: Mapping[int, Any] = {}
     if params.source is not None:
-        pictures = read_pictures(labels, ParquetSource(params.source), members)
+        source = open_source(params.source).framed(labels.manifest.identity.preprocess.framing)
+        pictures = read_pictures(labels, source, members)
     shown = []
     for pair in pairs:
         cards = [

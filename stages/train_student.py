@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import (
     PictureModel,
     build_model,
@@ -30,6 +31,7 @@ from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import CalibrateReport, EpochRecord, StudentCard, TrainReport
+from softlabel.schemas.teacher import Framing
 
 
 def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
@@ -39,9 +41,17 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     """
     progress = progress or Quiet()
     begin = time.perf_counter()
-    source = ParquetSource(params.source)
-    validation = ParquetSource(params.validation) if params.validation else None
     labels = _soft_labels(params)
+    classes = () if labels is None else labels.classes
+    source = _framed(params, open_source(params.source).naming(classes))
+    if not source.classes:
+        raise DataError(
+            f"{source.path}: names no classes; train from a label set, or prepare the source with "
+            "its class names"
+        )
+    validation = None
+    if params.validation is not None:
+        validation = _framed(params, open_source(params.validation).naming(source.classes))
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
     samples = JoinedSamples(
@@ -133,7 +143,24 @@ def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
     return report.temperature
 
 
-def _picture_model(params: TrainParams, source: ParquetSource) -> PictureModel:
+def _framed(params: TrainParams, source: Source) -> Source:
+    """The source with pictures of the size that the student takes."""
+    height, width, channels = source.shape
+    try:
+        framing = Framing(
+            height=params.height or height,
+            width=params.width or width,
+            channels=channels,
+            resize=params.resize,
+            interpolation=params.interpolation,
+        )
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ParameterError(f"train: {reason}") from error
+    return source.framed(framing)
+
+
+def _picture_model(params: TrainParams, source: Source) -> PictureModel:
     channels = source.shape[2]
     mean = params.mean or (0.5,) * channels
     std = params.std or (0.5,) * channels
@@ -157,7 +184,7 @@ def _curves(
 
 def _publish(
     params: TrainParams,
-    source: ParquetSource,
+    source: Source,
     labels: LabelSet | None,
     model: PictureModel,
     folder: Path,
@@ -177,6 +204,8 @@ def _publish(
         height=height,
         width=width,
         channels=channels,
+        resize=params.resize,
+        interpolation=params.interpolation,
         mean=tuple(params.mean) or (0.5,) * channels,
         std=tuple(params.std) or (0.5,) * channels,
         parameters=report.parameters,

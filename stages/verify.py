@@ -18,7 +18,8 @@ from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import folder_packing
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import reopen_teacher
 from softlabel.pipeline.training.join import JoinedSamples
@@ -44,7 +45,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     if params.teacher is not None and params.source is None:
         raise ParameterError("verify: a teacher alone replays nothing; pass --source too")
     manifest = read_manifest(params.labels)
-    source = ParquetSource(params.source) if params.source else None
+    source = _source(params.source, manifest) if params.source else None
     done = ["folder", "receipts", "bytes", "schema", "values"]
     progress.start("verify", manifest.rows, "rows")
     problems = list(_stored(params.labels, manifest, progress))
@@ -72,6 +73,14 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     )
 
 
+def _source(path: Path, manifest: Manifest) -> Source:
+    """The source as the teacher saw it, with the set's class names where it has none."""
+    identity = manifest.identity
+    source = open_source(path).framed(identity.preprocess.framing)
+    kept_some = identity.derived is not None and identity.derived.class_ids is not None
+    return source if kept_some else source.naming(identity.classes)
+
+
 def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Problem]:
     yield from integrity.check_folder(folder, manifest)
     headless = list(integrity.check_head(folder, manifest))
@@ -90,7 +99,7 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
 
 
 def _against_source(
-    folder: Path, manifest: Manifest, source: ParquetSource, headless: bool
+    folder: Path, manifest: Manifest, source: Source, headless: bool
 ) -> Iterator[Problem]:
     if not manifest.aligned:
         faults = list(check_whole_source(manifest, source))
@@ -109,7 +118,7 @@ def _against_source(
             yield from checks.check_coverage(folder, manifest, shard, source)
 
 
-def _replay(params: VerifyParams, manifest: Manifest, source: ParquetSource) -> Replay:
+def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
     """Take samples, by the student's own loader where it can, run the teacher, compare at T = 1."""
     labels = LabelSet(params.labels, manifest)
     temperature = max(1.0, min(labels.temperatures))
@@ -138,7 +147,7 @@ def _replay(params: VerifyParams, manifest: Manifest, source: ParquetSource) -> 
 
 
 def _student_rows(
-    params: VerifyParams, labels: LabelSet, source: ParquetSource, T: float
+    params: VerifyParams, labels: LabelSet, source: Source, T: float
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.floating]]:
     joined = JoinedSamples(source, labels, T)
     rows = min(params.replay, joined.rows)

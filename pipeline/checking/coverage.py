@@ -13,13 +13,13 @@ import pyarrow as pa
 from softlabel.pipeline.labelset.keys import KeySet, few, miscounted_keys
 from softlabel.pipeline.shards.layouts import open_shard
 from softlabel.pipeline.shards.packing import folder_packing
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, Segment
 from softlabel.schemas.reports import Problem
 
 
-def check_whole_source(manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+def check_whole_source(manifest: Manifest, source: Source) -> Iterator[Problem]:
     """The source shards are those of the set's identity, by name, rows, bytes and digest."""
     known = {file.name: file for file in source.files}
     for recorded in manifest.identity.source:
@@ -30,9 +30,7 @@ def check_whole_source(manifest: Manifest, source: ParquetSource) -> Iterator[Pr
         yield _problem("source", f"{source.path / name} was not labelled")
 
 
-def check_whole_coverage(
-    folder: Path, manifest: Manifest, source: ParquetSource
-) -> Iterator[Problem]:
+def check_whole_coverage(folder: Path, manifest: Manifest, source: Source) -> Iterator[Problem]:
     """Every key is of the source and stands once, with all its views; none is missing.
 
     But where a subset by key was asked for, others may be.

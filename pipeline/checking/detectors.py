@@ -23,7 +23,7 @@ from softlabel.pipeline.labelset.keys import few, miscounted_keys
 from softlabel.pipeline.shards.block import LabelBlock, in_pieces
 from softlabel.pipeline.shards.layouts import open_shard
 from softlabel.pipeline.shards.packing import Packing, folder_packing
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
     Identity,
@@ -52,7 +52,7 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
 
 
 def check_coverage(
-    folder: Path, manifest: Manifest, shard: ManifestShard, source: ParquetSource
+    folder: Path, manifest: Manifest, shard: ManifestShard, source: Source
 ) -> Iterator[Problem]:
     """The shard's keys are those of its source rows, in order, each once a view."""
     views = manifest.identity.views
@@ -79,7 +79,7 @@ def check_coverage(
         yield shard_problem("coverage", shard, "holds its keys in another order than the source")
 
 
-def check_unlabelled(manifest: Manifest, source: ParquetSource) -> Iterator[Problem]:
+def check_unlabelled(manifest: Manifest, source: Source) -> Iterator[Problem]:
     """Every row of the source belongs to a shard of the aligned set."""
     labelled: dict[str, int] = {}
     for shard in manifest.shards:
@@ -111,7 +111,7 @@ def check_keys(folder: Path, manifest: Manifest, packing: Packing) -> Iterator[P
 
 
 def check_source(
-    folder: Path, manifest: Manifest, shard: ManifestShard, source: ParquetSource
+    folder: Path, manifest: Manifest, shard: ManifestShard, source: Source
 ) -> Iterator[Problem]:
     """The source shards are the bytes that were labelled."""
     try:

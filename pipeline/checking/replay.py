@@ -20,7 +20,7 @@ from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.shards.block import concat_blocks
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Identity, Manifest, Segment
 
 Pixels = npt.NDArray[np.uint8]
@@ -37,7 +37,7 @@ def why_not_replayed(manifest: Manifest) -> str | None:
     return None
 
 
-def is_subset(manifest: Manifest, source: ParquetSource) -> bool:
+def is_subset(manifest: Manifest, source: Source) -> bool:
     """Whether the set lacks samples or classes of its source."""
     derived = manifest.identity.derived
     fewer_keys = derived is not None and derived.keys_sha256 is not None
@@ -45,7 +45,7 @@ def is_subset(manifest: Manifest, source: ParquetSource) -> bool:
 
 
 def stored_rows(
-    labels: LabelSet, source: ParquetSource, T: float, rows: int, seed: int
+    labels: LabelSet, source: Source, T: float, rows: int, seed: int
 ) -> tuple[Pixels, Floats]:
     """Random samples of a set: their pictures `[N, H, W, C]`, found by key, and logits for T."""
     views = labels.views
@@ -77,7 +77,7 @@ def _decoded(codec: Codec, logits: Floats, T: float) -> Floats:
     return codec.logits({**rows.columns, "top1": rows.top1}, T)
 
 
-def _pictures(source: ParquetSource, keys: pa.StringArray) -> Pixels:
+def _pictures(source: Source, keys: pa.StringArray) -> Pixels:
     segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
     places = pc.index_in(keys, source.keys(segments)).to_numpy()
     starts = np.cumsum([0, *(file.rows for file in source.files)])

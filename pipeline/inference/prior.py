@@ -10,7 +10,7 @@ import numpy.typing as npt
 from softlabel.pipeline.codecs.numerics import largest
 from softlabel.pipeline.inference.plan import batches
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
 from softlabel.schemas.sample import Logits, RunTeacher
 
@@ -25,7 +25,7 @@ DECIMALS = 3
 
 
 def sampled_prior(
-    source: ParquetSource, run_teacher: RunTeacher, batch_size: int, k: int
+    source: Source, run_teacher: RunTeacher, batch_size: int, k: int
 ) -> tuple[float, ...]:
     """The class prior from up to 4,096 samples, spread over the whole source.
 

@@ -25,7 +25,7 @@ from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import ShardWriter, writing_shard
 from softlabel.pipeline.shards.packing import Packing, folder_packing
 from softlabel.pipeline.shards.tally import Tally, measured_rows
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
 from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
@@ -58,7 +58,7 @@ def label_shards(
     plan: Plan,
     batch_size: int,
     shards: Iterable[ShardPlan],
-    source: ParquetSource,
+    source: Source,
     run_teacher: RunTeacher,
     folder: Path,
     on_batch: Callable[[int], None],
@@ -81,7 +81,7 @@ def label_shards(
 
 
 def _read(
-    shards: Iterable[ShardPlan], source: ParquetSource, batch_size: int, busy: BusyTime
+    shards: Iterable[ShardPlan], source: Source, batch_size: int, busy: BusyTime
 ) -> Iterator[tuple[ShardPlan, SampleBlock]]:
     for shard in shards:
         for segments in batches(shard, batch_size):
@@ -105,7 +105,7 @@ def _write_shard(
     plan: Plan,
     first: _Batch,
     ran: Iterator[_Batch],
-    source: ParquetSource,
+    source: Source,
     folder: Path,
     busy: BusyTime,
     on_batch: Callable[[int], None],

@@ -25,7 +25,7 @@ from PIL import Image
 from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.block import LabelBlock
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 
@@ -236,7 +236,7 @@ def _most_different(pair: Pair) -> tuple[bool, float, int]:
 
 
 def read_pictures(
-    labels: LabelSet, source: ParquetSource, candidates: Sequence[Candidate]
+    labels: LabelSet, source: Source, candidates: Sequence[Candidate]
 ) -> dict[int, npt.NDArray[np.uint8]]:
     """The pictures `[height, width, channels]` of the candidates, by their position.
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError, model_validator
 
 from softlabel.pipeline.publish import file_sha256, publishing
-from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import Segment, SourceDigest, SourceFile
+from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import Record
 from softlabel.schemas.sample import SampleBlock
 
@@ -45,144 +45,97 @@ class SourceHeader(Record):
         return self
 
 
-class ParquetSource:
-    """Samples in the order of their shards' names.
+class CanonicalShard:
+    """One file of the canonical source; the last row group is kept."""
 
-    classes: class names in label order. shape: height, width, channels of every picture.
-    files: one fingerprint a shard. Not safe for use by two threads at once; `reopen` gives
-    each its own.
-    """
+    def __init__(self, path: Path, header: SourceHeader) -> None:
+        self.name = path.name
+        self.rows = pq.read_metadata(path).num_rows
+        self.bytes = path.stat().st_size
+        self.stated: str | None = header.digest
+        self._path = path
+        self._header = header
+        self._file: tuple[pq.ParquetFile, npt.NDArray[np.int64]] | None = None
+        self._group: tuple[int, ShardRows] | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._paths = {file.name: file for file in _shard_paths(path)}
-        headers = {name: _read_header(file) for name, file in self._paths.items()}
-        first, *others = headers
-        self.classes = headers[first].classes
-        self.shape = headers[first].shape
-        for name in others:
-            for field in ("classes", "shape"):
-                if getattr(headers[name], field) != getattr(headers[first], field):
-                    raise DataError(
-                        f"{path}: {name} and {first} differ in {field}; prepare them in one run"
-                    )
-        self.files = tuple(
-            SourceFile(
-                name=name,
-                rows=pq.read_metadata(file).num_rows,
-                bytes=file.stat().st_size,
-                digest=headers[name].digest,
-            )
-            for name, file in self._paths.items()
-        )
-        if self.rows == 0:
-            raise DataError(f"{path}: the source is empty; prepare it from data that has samples")
-        self._open: tuple[str, pq.ParquetFile, np.ndarray] | None = None
-        self._group: tuple[str, int, SampleBlock] | None = None
-        self._digests: dict[str, SourceDigest] = {}
-
-    @property
-    def rows(self) -> int:
-        """Samples in all shards."""
-        return sum(file.rows for file in self.files)
-
-    def reopen(self) -> ParquetSource:
-        """A second reader of the same source, for another thread."""
-        return ParquetSource(self.path)
-
-    def digest(self, name: str) -> SourceDigest:
-        """Size and SHA-256 of shard `name` as its bytes are now; computed once."""
-        if name not in self._digests:
-            file = self._paths[name]
-            self._digests[name] = SourceDigest(
-                name=name, bytes=file.stat().st_size, sha256=file_sha256(file)
-            )
-        return self._digests[name]
-
-    def read(self, segments: Sequence[Segment]) -> SampleBlock:
-        """The samples of `segments`, one after the other; a view where one row group holds all.
-
-        Raises DataError where a shard cannot be read or a label is outside the classes.
-        """
-        pieces = [piece for segment in segments for piece in self._pieces(segment)]
-        if len(pieces) == 1:
-            return pieces[0]
-        return SampleBlock(
-            pa.concat_arrays([piece.keys for piece in pieces]),
-            np.concatenate([piece.inputs for piece in pieces]),
-            pa.concat_arrays([piece.labels for piece in pieces]),
-        )
-
-    def keys(self, segments: Sequence[Segment]) -> pa.StringArray:
-        """The keys of `segments`, one after the other; pictures stay unread."""
-        arrays = []
-        for segment in segments:
-            column = pq.read_table(self._paths[segment.source], columns=["key"])["key"]
-            arrays += column.slice(segment.first, segment.rows).chunks
-        return pa.concat_arrays(arrays)
-
-    def _pieces(self, segment: Segment) -> Iterable[SampleBlock]:
-        name, file, starts = self._file(segment.source)
-        first, end = segment.first, segment.first + segment.rows
-        if end > starts[-1]:
-            raise DataError(
-                f"{self._paths[name]}: has {starts[-1]} rows, row {end - 1} was asked for; "
-                "the file changed, prepare the source again"
-            )
+    def read(self, first: int, rows: int) -> Iterator[ShardRows]:
+        """Rows `first` to `first + rows`, in pieces that never cross a row group."""
+        file, starts = self._opened()
+        end = first + rows
         while first < end:
             group = int(np.searchsorted(starts, first, side="right")) - 1
-            block = self._read_group(name, file, group)
+            block = self._read_group(file, group)
             offset = first - int(starts[group])
-            rows = min(end - first, len(block) - offset)
-            yield block.slice(offset, rows)
-            first += rows
+            taken = min(end - first, len(block.keys) - offset)
+            pictures = block.pictures[offset : offset + taken]
+            yield ShardRows(
+                block.keys.slice(offset, taken), pictures, block.labels.slice(offset, taken)
+            )
+            first += taken
 
-    def _file(self, name: str) -> tuple[str, pq.ParquetFile, np.ndarray]:
-        if self._open is None or self._open[0] != name:
-            file = pq.ParquetFile(self._paths[name], page_checksum_verification=True)
+    def keys(self) -> pa.StringArray:
+        """The keys of all rows, in order; pictures stay unread."""
+        return pq.read_table(self._path, columns=["key"])["key"].combine_chunks()
+
+    def sha256(self) -> str:
+        """SHA-256 of the file as it is now."""
+        return file_sha256(self._path)
+
+    def reopen(self) -> CanonicalShard:
+        """The same file for another thread."""
+        return CanonicalShard(self._path, self._header)
+
+    def close(self) -> None:
+        """Let go of the file and its last row group."""
+        self._file = self._group = None
+
+    def _opened(self) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
+        if self._file is None:
+            file = pq.ParquetFile(self._path, page_checksum_verification=True)
             meta = file.metadata
             rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
-            self._open = (name, file, np.concatenate([[0], np.cumsum(rows)]).astype(np.int64))
-        return self._open
+            self._file = file, np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        return self._file
 
-    def _read_group(self, name: str, file: pq.ParquetFile, group: int) -> SampleBlock:
-        if self._group is None or self._group[:2] != (name, group):
+    def _read_group(self, file: pq.ParquetFile, group: int) -> ShardRows:
+        if self._group is None or self._group[0] != group:
             try:
                 table = file.read_row_group(group, columns=["key", "label", "image"])
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
-                    f"{self._paths[name]}: row group {group} cannot be read: {error}; "
+                    f"{self._path}: row group {group} cannot be read: {error}; "
                     "prepare the source again"
                 ) from error
-            block = self._block(table.combine_chunks())
-            if block.keys.null_count or table["image"].null_count:
-                raise DataError(f"{self._paths[name]}: a key or picture is null; prepare it again")
-            self._check_labels(name, block)
-            self._group = (name, group, block)
-        return self._group[2]
+            if table["key"].null_count or table["image"].null_count:
+                raise DataError(f"{self._path}: a key or picture is null; prepare it again")
+            self._group = (group, self._rows_of(table.combine_chunks()))
+        return self._group[1]
 
-    def _block(self, table: pa.Table) -> SampleBlock:
+    def _rows_of(self, table: pa.Table) -> ShardRows:
         images = table["image"].chunk(0)
         width = images.type.byte_width
         pixels = np.frombuffer(images.buffers()[1], np.uint8, len(images) * width)
-        return SampleBlock(
-            table["key"].chunk(0),
-            pixels.reshape(len(images), *self.shape),
-            table["label"].chunk(0),
-        )
+        shape = (len(images), *self._header.shape)
+        return ShardRows(table["key"].chunk(0), pixels.reshape(shape), table["label"].chunk(0))
 
-    def _check_labels(self, name: str, block: SampleBlock) -> None:
-        labels = block.labels.drop_null().to_numpy(zero_copy_only=False)
-        if len(labels) and (labels.min() < 0 or labels.max() >= len(self.classes)):
-            bad = pc.or_(
-                pc.less(block.labels, 0), pc.greater_equal(block.labels, len(self.classes))
-            )
-            row = int(pc.index(bad, True).as_py())
-            raise DataError(
-                f"{self._paths[name]}: key {block.keys[row].as_py()!r} has label "
-                f"{block.labels[row].as_py()}, outside 0..{len(self.classes) - 1}; "
-                "mend the labels or the class list and prepare again"
-            )
+
+def open_canonical(path: Path, files: Sequence[Path]) -> Source:
+    """The source in these files. Raises DataError where they do not belong together."""
+    headers = {file.name: _read_header(file) for file in files}
+    first, *others = headers
+    for name in others:
+        for field in ("classes", "shape"):
+            if getattr(headers[name], field) != getattr(headers[first], field):
+                raise DataError(
+                    f"{path}: {name} and {first} differ in {field}; prepare them in one run"
+                )
+    shards = [CanonicalShard(file, headers[file.name]) for file in files]
+    return Source(path, shards, headers[first].classes, headers[first].shape)
+
+
+def is_canonical(path: Path) -> bool:
+    """Whether the Parquet file says of itself that it is a softlabel source."""
+    return METADATA_KEY in (_read_schema(path).metadata or {})
 
 
 def write_source_shard(path: Path, block: SampleBlock, classes: Sequence[str]) -> None:
@@ -223,23 +176,15 @@ def _rows_digest(block: SampleBlock, inputs: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _shard_paths(path: Path) -> list[Path]:
-    if not path.exists():
-        raise ParameterError(f"{path}: no such source; write one with 'softlabel prepare'")
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise DataError(
-            f"{path}: the source is empty: no .parquet file in it; write it with "
-            "'softlabel prepare'"
-        )
-    return files
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: is no Parquet file: {error}; prepare the source again") from error
 
 
 def _read_header(path: Path) -> SourceHeader:
-    try:
-        schema = pq.read_schema(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is no Parquet file: {error}; prepare the source again") from error
+    schema = _read_schema(path)
     metadata = schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise DataError(

@@ -69,7 +69,7 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     assert program is not None
     proto = program.model_proto
     _forget_this_machine(proto)
-    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.model_dump_json()})
+    onnx.helper.set_model_props(proto, {METADATA_KEY: spec.model_dump_json(exclude_none=True)})
     return bytes(proto.SerializeToString(deterministic=True))
 
 

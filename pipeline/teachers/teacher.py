@@ -33,10 +33,11 @@ class Teacher:
 def open_teacher(
     path: Path, told: InferParams | PlanParams, shape: tuple[int, int, int]
 ) -> Teacher:
-    """Read the teacher's file and metadata for pictures of `shape` (height, width, channels).
+    """Read the teacher's file and metadata; `shape` is height, width, channels of the source's.
 
-    A file without our metadata takes preprocessing, classes, output and output kind from `told`;
-    one error names all that is missing. Raises ParameterError, DataError.
+    The file's own size goes first, the source's only fills what it leaves open. A file without our
+    metadata takes preprocessing, classes, output and output kind from `told`; one error names all
+    that is missing. Raises ParameterError, DataError.
     """
     model = _load(path)
     entry = _single_input(path, model)
@@ -46,11 +47,6 @@ def open_teacher(
     else:
         spec = _told_spec(path, model, entry, told, shape)
     _check_output(path, model, spec)
-    if spec.preprocess.shape != shape:
-        raise DataError(
-            f"{path}: takes pictures of {_size(spec.preprocess.shape)}, the source has "
-            f"{_size(shape)}; prepare the source at the teacher's size"
-        )
     return Teacher(path, _hashes(path, model), spec, entry.name, _dimensions(entry)[0])
 
 
@@ -82,14 +78,6 @@ def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tupl
     (output,) = [entry for entry in model.graph.output if entry.name == identity.output]
     width = _dimensions(output)[-1]
     return identity.classes if width is None else tuple(str(number) for number in range(width))
-
-
-def read_spec(path: Path) -> TeacherSpec:
-    """The metadata of a teacher that softlabel exported. Raises ParameterError, DataError."""
-    metadata = {entry.key: entry.value for entry in _load(path).metadata_props}
-    if METADATA_KEY not in metadata:
-        raise DataError(f"{path}: carries no softlabel metadata; make it with 'softlabel export'")
-    return _parse_spec(path, metadata[METADATA_KEY])
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -152,7 +140,16 @@ def _parse_spec(path: Path, text: str) -> TeacherSpec:
         ) from error
 
 
-_TOLD = ("classes", "output_name", "output_kind", "input_layout", "mean", "std")
+_TOLD = (
+    "classes",
+    "output_name",
+    "output_kind",
+    "input_layout",
+    "mean",
+    "std",
+    "resize",
+    "interpolation",
+)
 
 
 def _told_spec(
@@ -170,7 +167,7 @@ def _told_spec(
         raise DataError(
             f"{path}: input {entry.name!r} is neither uint8 nor float32; export it as one of them"
         )
-    settled = {"mean", "std"} if takes_uint8 else set()
+    settled = {"resize", "interpolation"} | ({"mean", "std"} if takes_uint8 else set())
     if len(outputs) == 1:
         settled.add("output_name")
     missing = [name for name in _TOLD if name not in settled and not getattr(told, name)]
@@ -189,6 +186,8 @@ def _told_spec(
             "height": height,
             "width": width,
             "channels": channels,
+            "resize": told.resize,
+            "interpolation": told.interpolation,
             "mean": told.mean or (0.0,) * channels,
             "std": told.std or (1.0,) * channels,
             "layout": told.input_layout,
@@ -253,11 +252,6 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _words(names: list[str]) -> str:
     return ", ".join(name.replace("_", " ") for name in names)
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    height, width, channels = shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
 def _axes(dimensions: list[int | None]) -> str:

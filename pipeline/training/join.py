@@ -24,7 +24,7 @@ from softlabel.pipeline.codecs.sparse import SparseTargets, concat_sparse
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.block import LabelBlock
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import Array, SampleBlock
@@ -58,7 +58,7 @@ class JoinedSamples:
 
     def __init__(
         self,
-        source: ParquetSource,
+        source: Source,
         labels: LabelSet | None,
         temperature: float = 1.0,
         *,
@@ -173,7 +173,7 @@ def _check_joined(
         )
 
 
-def _check_belongs(source: ParquetSource, labels: LabelSet) -> None:
+def _check_belongs(source: Source, labels: LabelSet) -> None:
     names = (f"label set {labels.folder}", f"source {source.path}")
     if class_map(labels.classes, source.classes, names) is not None:
         raise DataError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.prefetch import prefetch
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.distillation import distillation_terms, soft_term
 from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.losses import LossTerms
@@ -35,7 +35,7 @@ def train(
     model: nn.Module,
     batches: EpochBatches,
     steps_per_epoch: int,
-    validation: ParquetSource | None,
+    validation: Source | None,
     on_epoch: Callable[[EpochRecord], None],
     fitted_temperature: float = 1.0,
 ) -> None:
@@ -89,7 +89,7 @@ def device_name(fabric: Fabric) -> str:
 
 
 def predict(
-    model: nn.Module, fabric: Fabric, source: ParquetSource, batch_size: int
+    model: nn.Module, fabric: Fabric, source: Source, batch_size: int
 ) -> Iterator[tuple[Tensor, TrainingBatch]]:
     """Logits `[N, classes]` on the CPU for every batch of `source`, in its order."""
     model.eval()
@@ -137,9 +137,7 @@ def _schedule(
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
 
 
-def _validate(
-    model: nn.Module, fabric: Fabric, validation: ParquetSource | None
-) -> dict[str, float]:
+def _validate(model: nn.Module, fabric: Fabric, validation: Source | None) -> dict[str, float]:
     if validation is None:
         return {}
     metrics = ClassifierMetrics(bins=1)

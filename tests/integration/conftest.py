@@ -17,7 +17,9 @@ from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import make_packing
 from softlabel.pipeline.sources.digits import read_digits
-from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import (
     Fidelity,
     Identity,
@@ -110,9 +112,7 @@ def hostile_world(make_world: World) -> ReportParams:
     return params.model_copy(update={"title": HOSTILE[0]})
 
 
-def write_source(
-    folder: Path, classes: Sequence[str], keys: Sequence[str] | None = None
-) -> ParquetSource:
+def write_source(folder: Path, classes: Sequence[str], keys: Sequence[str] | None = None) -> Source:
     block = read_digits().slice(0, ROWS)
     if keys is not None:
         names = [*keys, *block.keys.to_pylist()[len(keys) :]]
@@ -121,10 +121,10 @@ def write_source(
     half = ROWS // 2
     write_source_shard(folder / "part-00000.parquet", block.slice(0, half), classes)
     write_source_shard(folder / "part-00001.parquet", block.slice(half, ROWS - half), classes)
-    return ParquetSource(folder)
+    return open_source(folder)
 
 
-def write_labels(folder: Path, source: ParquetSource) -> str:
+def write_labels(folder: Path, source: Source) -> str:
     """A complete label set in one shard; logits are distances to the classes' mean pictures."""
     segments = tuple(Segment(source=f.name, first=0, rows=f.rows) for f in source.files)
     block = source.read(segments)

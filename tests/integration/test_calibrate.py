@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import CalibrateParams, TrainParams
 from softlabel.schemas.sample import TeacherOutput
@@ -105,7 +105,7 @@ def test_training_divides_the_teachers_logits_alone(
     file = tmp_path / "calibration.json"
     fitted = calibrate.run(CalibrateParams(labels=labels, output=file, fit_share=1.0)).temperature
     monkeypatch.setattr(builders, "teach", teach_at(6 / fitted))
-    cooler = write_labels(tmp_path / "cooler", ParquetSource(tmp_path / "data"))
+    cooler = write_labels(tmp_path / "cooler", open_source(tmp_path / "data"))
     wanted = train(tmp_path, cooler, 2.0, None)
     assert train(tmp_path, labels, 2.0, file) == pytest.approx(wanted, rel=1e-3)
     assert train(tmp_path, labels, 2.0, None) != pytest.approx(wanted, rel=1e-3)

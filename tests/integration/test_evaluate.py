@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax
 
 from softlabel.pipeline.labelset.labelset import open_labelset
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import EvaluateParams, TrainParams
 from softlabel.stages import evaluate, train_student
@@ -85,7 +85,7 @@ def test_without_a_label_set_nothing_is_compared_with_it(world: Path) -> None:
 
 
 def test_labels_outside_the_kept_classes_are_counted(world: Path) -> None:
-    source = ParquetSource(world / "data")
+    source = open_source(world / "data")
     sparse = write_labels(world / "sparse", source, codec="topk", k=1)
     found = evaluate.run(params(world, labels=sparse)).label_set
     assert found is not None

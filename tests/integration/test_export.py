@@ -19,7 +19,7 @@ from torch import nn
 
 import softlabel
 from softlabel.pipeline.small_models import conv_net
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
@@ -266,7 +266,7 @@ def test_a_students_card_is_enough(project: Project, command: Command) -> None:
     )
     assert outcome.code == 0, outcome.stderr
     assert command("infer", "--teacher=own.onnx", "--allow-bad-teacher").code == 0
-    source = ParquetSource(Path("data/train"))
+    source = open_source(Path("data/train"))
     samples = source.read([Segment(source=f.name, first=0, rows=f.rows) for f in source.files])
     _, model = load_student(Path("models/own/student.json"))
     with torch.no_grad():

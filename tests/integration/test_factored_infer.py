@@ -19,7 +19,7 @@ import softlabel
 from softlabel.pipeline.checking.detectors import check_values
 from softlabel.pipeline.shards.layouts import open_shard, writing_shard
 from softlabel.pipeline.shards.packing import folder_packing
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
 from softlabel.schemas.errors import DataError
@@ -80,7 +80,7 @@ def plan() -> Plan:
 
 
 def teacher_logits() -> np.ndarray:
-    source = ParquetSource(Path("data/train"))
+    source = open_source(Path("data/train"))
     teacher = open_teacher(TEACHER, InferParams(), source.shape)
     session = TeacherSession(teacher, "cpu", source.rows)
     whole = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]

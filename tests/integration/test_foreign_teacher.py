@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import softlabel
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.labelset import Manifest, Segment
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def stored(folder: str = "labels") -> npt.NDArray[np.float32]:
 
 
 def pytorch(model: nn.Module) -> npt.NDArray[np.float32]:
-    source = ParquetSource(Path("data/train"))
+    source = open_source(Path("data/train"))
     pixels = source.read([Segment(source=source.files[0].name, first=0, rows=130)]).inputs
     with torch.no_grad():
         pictures = torch.from_numpy(pixels.copy())

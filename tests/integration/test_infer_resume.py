@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import softlabel
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
 from softlabel.schemas.labelset import Manifest, Plan, Receipt, Segment, canonical_json
@@ -45,7 +45,7 @@ def inodes() -> dict[str, int]:
 
 
 def test_the_stored_values(labelled: Project) -> None:
-    source = ParquetSource(Path("data/train"))
+    source = open_source(Path("data/train"))
     samples = source.read([Segment(source=f.name, first=0, rows=f.rows) for f in source.files])
     teacher = open_teacher(Path("models/teacher.onnx"), InferParams(), source.shape)
     session = TeacherSession(teacher, "cpu", 100)
@@ -263,7 +263,7 @@ def test_the_last_row_may_be_one_the_teacher_gets_wrong(
     empty_project.source(shards=(300, 1))
     empty_project.teacher()
     shard = Path("data/train/part-00001.parquet")
-    source = ParquetSource(shard)
+    source = open_source(shard)
     block = source.read([Segment(source=shard.name, first=0, rows=1)])
     shard.unlink()
     wrong = (block.hard_labels() + 5) % 10

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from softlabel.pipeline.labelset.labelset import open_labelset
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.models import PictureModel, build_model
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
@@ -57,12 +57,12 @@ def label(world: Path, name: str) -> JoinedSamples:
         allow_bad_teacher=True,
     )
     infer.run(params)
-    return JoinedSamples(ParquetSource(params.source), open_labelset(params.output))
+    return JoinedSamples(open_source(params.source), open_labelset(params.output))
 
 
 def online(world: Path) -> Callable[[TrainingBatch], TrainingBatch]:
     params = InferParams(teacher=world / "teacher.onnx", source=world / "data/train")
-    source = ParquetSource(params.source)
+    source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
     session = TeacherSession(teacher, "cpu", BATCH)
     return lambda batch: replace(batch, teacher=session.run(batch.pixels).logits)

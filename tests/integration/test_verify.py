@@ -21,7 +21,8 @@ from softlabel.pipeline.labelset.folder import read_plan
 from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
 from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import folder_packing
-from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import (
@@ -218,7 +219,7 @@ def logits_not_finite(world: Path) -> None:
 def changed_picture(world: Path) -> None:
     """The source's second shard with one picture inverted, its stated digest as it was."""
     folder = world / "data/train"
-    source = ParquetSource(folder)
+    source = open_source(folder)
     file = source.files[1]
     block = source.read([Segment(source=file.name, first=0, rows=file.rows)])
     pixels = block.inputs.copy()
@@ -319,7 +320,7 @@ def test_each_fault_is_found_by_its_detector(
 
 
 def test_samples_that_the_source_gained_are_missing(world: Path) -> None:
-    source = ParquetSource(world / "data/train")
+    source = open_source(world / "data/train")
     file = source.files[0]
     block = source.read([Segment(source=file.name, first=0, rows=5)])
     keys = pa.array([f"new-{number}" for number in range(5)])

@@ -16,7 +16,8 @@ from softlabel.pipeline.labelset.labelset import read_manifest
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.layouts import open_shard, writing_shard
 from softlabel.pipeline.shards.packing import folder_packing, make_packing
-from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.schemas.labelset import Receipt, Segment, canonical_json, sha256_of
 from softlabel.schemas.sample import SampleBlock
 from tests.unit.blocks import CLASSES, block_of, packing_of
@@ -178,7 +179,7 @@ def test_a_mean_is_not_replayed_and_says_so(
 def replace_source(change: Callable[[SampleBlock], SampleBlock]) -> None:
     """Change the samples of the second source shard."""
     path = Path("data/train/part-00001.parquet")
-    source = ParquetSource(path)
+    source = open_source(path)
     block = source.read([Segment(source=path.name, first=0, rows=source.rows)])
     path.unlink()
     write_source_shard(path, change(block), source.classes)
@@ -220,7 +221,7 @@ def test_a_foreign_key_in_a_subset(labelled: Project, command: Command, verify: 
         return SampleBlock(pa.array(keys), block.inputs, block.labels)
 
     replace_source(rename)
-    forge(Path(name), source=ParquetSource(Path("data/train")).files)
+    forge(Path(name), source=open_source(Path("data/train")).files)
     report = verify(name, *SOURCE)
     (problem,) = report["problems"]
     assert (problem["kind"], problem["shard"]) == ("coverage", "part-00001")
@@ -251,7 +252,7 @@ def test_a_set_with_views(
     keys = [f"key-{row}" for row in range(5)]
     empty_project.source(shards=(5,), classes=CLASSES, keys=keys)
     Path("few").write_text("key-1\nkey-4\n")
-    files = ParquetSource(Path("data/train")).files
+    files = open_source(Path("data/train")).files
     packing = packing_of("dense-f16", views=2)
     blocks = numbered([block_of(packing, rows) for rows in (6, 4)], 2)
     write_set(Path("labels"), packing, blocks, files[0].name)
@@ -260,7 +261,7 @@ def test_a_set_with_views(
     report = verify("copy", "--source", "data/train")
     assert report["problems"] == []
     assert "cannot be made again" in verify("copy", *SOURCE)["not_replayed"]
-    other = ParquetSource(empty_project.source("data/other", shards=(5,), classes=CLASSES))
+    other = open_source(empty_project.source("data/other", shards=(5,), classes=CLASSES))
     forge(Path("copy"), source=other.files)
     faults = {p["kind"] for p in verify("copy", "--source", "data/other")["problems"]}
     assert faults == {"coverage"}

@@ -17,7 +17,9 @@ from softlabel.pipeline.inference.plan import plan_shards
 from softlabel.pipeline.inference.runner import label_shards
 from softlabel.pipeline.labelset.folder import close
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import (
     PLAN_FILE,
     ExecutionRecord,
@@ -89,16 +91,16 @@ def numbers_of_logits(shifted: npt.NDArray[Any]) -> list[int]:
 
 def write_source(
     folder: Path, shard_rows: tuple[int, ...], classes: tuple[str, ...] = CLASSES, first: int = 0
-) -> ParquetSource:
+) -> Source:
     """A source of consecutive numbers, cut into shards of `shard_rows`."""
     folder.mkdir(parents=True)
     for index, rows in enumerate(shard_rows):
         write_source_shard(folder / f"part-{index:05d}.parquet", samples(rows, first), classes)
         first += rows
-    return ParquetSource(folder)
+    return open_source(folder)
 
 
-def make_plan(source: ParquetSource, batch_size: int = 4, shard_rows: int = 65536) -> Plan:
+def make_plan(source: Source, batch_size: int = 4, shard_rows: int = 65536) -> Plan:
     return Plan(
         identity=make_identity(source),
         execution=ExecutionRecord(
@@ -113,7 +115,7 @@ def make_plan(source: ParquetSource, batch_size: int = 4, shard_rows: int = 6553
     )
 
 
-def make_identity(source: ParquetSource) -> Identity:
+def make_identity(source: Source) -> Identity:
     height, width, channels = source.shape
     return Identity(
         teacher_sha256=("0" * 64,),
@@ -132,7 +134,7 @@ def make_identity(source: ParquetSource) -> Identity:
 
 def write_labels(
     folder: Path,
-    source: ParquetSource,
+    source: Source,
     batch_size: int = 4,
     shard_rows: int = 65536,
     **identity: object,

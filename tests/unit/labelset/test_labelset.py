@@ -13,7 +13,7 @@ from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.shards import parquet as parquet_shards
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
-from softlabel.pipeline.sources.parquet import ParquetSource
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     Manifest,
@@ -39,12 +39,12 @@ ROWS = sum(SHARDS)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> ParquetSource:
+def source(tmp_path: Path) -> Source:
     return write_source(tmp_path / "data", SHARDS)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, source: ParquetSource) -> Path:
+def folder(tmp_path: Path, source: Source) -> Path:
     """34 rows in label shards of at most 8."""
     return write_labels(tmp_path / "labels", source, batch_size=4, shard_rows=8)
 
@@ -65,7 +65,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_set_tells_what_it_holds(folder: Path, source: ParquetSource) -> None:
+def test_the_set_tells_what_it_holds(folder: Path, source: Source) -> None:
     labels = softlabel.open(folder)
     assert isinstance(labels, LabelSet)
     assert (len(labels), labels.num_classes) == (ROWS, 4)
@@ -88,7 +88,7 @@ def test_batches_can_be_read_again(folder: Path) -> None:
     expect(concat_blocks(list(labels.batches(5))), ROWS)
 
 
-def test_the_labels_of_any_source_rows(folder: Path, source: ParquetSource) -> None:
+def test_the_labels_of_any_source_rows(folder: Path, source: Source) -> None:
     labels = open_labelset(folder)
     start = 0
     for file in source.files:
@@ -101,7 +101,7 @@ def test_the_labels_of_any_source_rows(folder: Path, source: ParquetSource) -> N
 
 
 def test_row_groups_make_no_difference(
-    tmp_path: Path, source: ParquetSource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_shards, "ROW_GROUP_BYTES", 3 * 80)
     labels = open_labelset(write_labels(tmp_path / "cut", source))
@@ -137,7 +137,7 @@ def test_a_temperature_that_is_none_is_refused(folder: Path, T: float) -> None:
         block.probs(T)
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, source: ParquetSource) -> None:
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, source: Source) -> None:
     one = write_labels(tmp_path / "one", source, shard_rows=8)
     two = write_labels(tmp_path / "two", source, shard_rows=8)
     assert bytes_of(one) == bytes_of(two)

@@ -8,14 +8,16 @@ import pytest
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources import parquet
-from softlabel.pipeline.sources.parquet import METADATA_KEY, ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import METADATA_KEY, write_source_shard
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
 from tests.unit.builders import CLASSES, numbers_of_keys, numbers_of_pixels, samples, write_source
 
 
-def whole(source: ParquetSource) -> SampleBlock:
+def whole(source: Source) -> SampleBlock:
     return source.read([Segment(source=f.name, first=0, rows=f.rows) for f in source.files])
 
 
@@ -69,18 +71,18 @@ def test_segments_come_in_the_order_asked_for(tmp_path: Path) -> None:
 
 def test_unknown_labels_stay_unknown(tmp_path: Path) -> None:
     write_one(tmp_path / "data", labelled(3, None, 0))
-    block = whole(ParquetSource(tmp_path / "data"))
+    block = whole(open_source(tmp_path / "data"))
     assert block.labels.to_pylist() == [3, None, 0]
     assert block.hard_labels().tolist() == [3, -1, 0]
 
 
 def test_a_slice_of_a_block_is_written_as_its_rows(tmp_path: Path) -> None:
     write_one(tmp_path / "data", samples(10).slice(4, 3))
-    assert same(whole(ParquetSource(tmp_path / "data")), samples(3, first=4))
+    assert same(whole(open_source(tmp_path / "data")), samples(3, first=4))
 
 
 def test_one_file_is_a_source_too(tmp_path: Path) -> None:
-    source = ParquetSource(write_one(tmp_path / "data", samples(3)))
+    source = open_source(write_one(tmp_path / "data", samples(3)))
     assert same(whole(source), samples(3))
 
 
@@ -108,7 +110,7 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path) -> None:
     ]
     digests = set()
     for index, each in enumerate([block, *others]):
-        (file,) = ParquetSource(write_one(tmp_path / str(index), each).parent).files
+        (file,) = open_source(write_one(tmp_path / str(index), each).parent).files
         assert (file.name, file.rows) == ("part-00000.parquet", 4)
         digests.add(file.digest)
     assert len(digests) == 4
@@ -116,7 +118,7 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path) -> None:
 
 def test_digest_is_that_of_the_file(tmp_path: Path) -> None:
     path = write_one(tmp_path / "data", samples(4))
-    digest = ParquetSource(tmp_path / "data").digest(path.name)
+    digest = open_source(tmp_path / "data").digest(path.name)
     assert (digest.name, digest.bytes) == (path.name, path.stat().st_size)
     assert digest.sha256 == file_sha256(path)
 
@@ -126,24 +128,24 @@ def test_a_label_outside_the_classes_names_its_key(tmp_path: Path, label: int) -
     write_one(tmp_path / "data", labelled(3, None, label, 0))
     wanted = rf"part-00000\.parquet: key 'n2' has label {label}, outside 0\.\.3; mend the labels"
     with pytest.raises(DataError, match=wanted):
-        whole(ParquetSource(tmp_path / "data"))
+        whole(open_source(tmp_path / "data"))
 
 
 def test_a_missing_source_is_a_parameter_error(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"absent: no such source; write one with 'softlabel"):
-        ParquetSource(tmp_path / "absent")
+        open_source(tmp_path / "absent")
 
 
 def test_a_folder_without_shards_is_empty(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(DataError, match=r"the source is empty: no \.parquet file in it"):
-        ParquetSource(tmp_path)
+        open_source(tmp_path)
 
 
 def test_shards_without_rows_are_an_empty_source(tmp_path: Path) -> None:
     write_one(tmp_path / "data", samples(0))
     with pytest.raises(DataError, match="the source is empty; prepare it from data that has"):
-        ParquetSource(tmp_path / "data")
+        open_source(tmp_path / "data")
 
 
 def test_a_shard_without_rows_among_others_is_passed_over(tmp_path: Path) -> None:
@@ -160,26 +162,26 @@ def test_shards_of_different_classes_are_refused(tmp_path: Path) -> None:
     write_source_shard(other, samples(2), (*CLASSES[:3], "eel"))
     wanted = r"part-00001\.parquet and part-00000\.parquet differ in classes; prepare them in one"
     with pytest.raises(DataError, match=wanted):
-        ParquetSource(tmp_path / "data")
+        open_source(tmp_path / "data")
     block = samples(2)
     turned = SampleBlock(block.keys, block.inputs.reshape(2, 3, 2, 1), block.labels)
     write_source_shard(other, turned, CLASSES)
     with pytest.raises(DataError, match="differ in shape"):
-        ParquetSource(tmp_path / "data")
+        open_source(tmp_path / "data")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"hello world, this is text"])
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "part-00000.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"part-00000\.parquet: is no Parquet file"):
-        ParquetSource(tmp_path)
+        open_source(tmp_path)
 
 
 def test_a_cut_shard_is_refused(tmp_path: Path) -> None:
     path = write_one(tmp_path / "data", samples(50))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="is no Parquet file"):
-        ParquetSource(tmp_path / "data")
+        open_source(tmp_path / "data")
 
 
 def test_rows_that_are_gone_are_named(tmp_path: Path) -> None:
@@ -214,13 +216,13 @@ def test_a_shard_that_other_tools_made_wrongly_is_refused(tmp_path: Path, edit: 
     path = write_one(tmp_path / "data", samples(3))
     pq.write_table(EDITS[edit](pq.read_table(path)), path)
     with pytest.raises(DataError, match=r"part-00000\.parquet"):
-        whole(ParquetSource(tmp_path / "data"))
+        whole(open_source(tmp_path / "data"))
 
 
 def test_a_shard_that_other_tools_made_rightly_is_read(tmp_path: Path) -> None:
     path = write_one(tmp_path / "data", samples(3))
     pq.write_table(pq.read_table(path), path, compression="zstd")
-    assert same(whole(ParquetSource(tmp_path / "data")), samples(3))
+    assert same(whole(open_source(tmp_path / "data")), samples(3))
 
 
 def flips(data: bytes, first: int, end: int, step: int = 1) -> list[bytes]:
@@ -238,13 +240,13 @@ def footer_of(data: bytes) -> int:
 
 def test_a_flipped_bit_in_the_pages_is_noticed_or_without_effect(tmp_path: Path) -> None:
     path = write_one(tmp_path / "data", samples(12))
-    good = whole(ParquetSource(tmp_path / "data"))
+    good = whole(open_source(tmp_path / "data"))
     data = path.read_bytes()
     noticed = 0
     for damaged in flips(data, 0, footer_of(data)):
         path.write_bytes(damaged)
         try:
-            assert same(whole(ParquetSource(tmp_path / "data")), good)
+            assert same(whole(open_source(tmp_path / "data")), good)
         except DataError:
             noticed += 1
     assert noticed > 0.9 * footer_of(data)
@@ -257,7 +259,7 @@ def test_a_flipped_bit_in_the_footer_is_no_traceback(tmp_path: Path) -> None:
     for damaged in flips(data, footer_of(data), len(data), step=2):
         path.write_bytes(damaged)
         try:
-            whole(ParquetSource(tmp_path / "data"))
+            whole(open_source(tmp_path / "data"))
         except DataError:
             pass
         except Exception as error:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from softlabel.pipeline.teachers.teacher import Teacher, open_teacher, read_spec
+from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.teacher import METADATA_KEY, Preprocess, TeacherSpec
@@ -85,7 +85,6 @@ def test_our_own_file_tells_everything(path: Path) -> None:
     assert teacher.spec == SPEC
     assert (teacher.path, teacher.input_name, teacher.fixed_batch) == (path, "x", None)
     assert teacher.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest(),)
-    assert read_spec(path) == SPEC
 
 
 def test_a_fixed_batch_is_told(path: Path) -> None:
@@ -177,8 +176,6 @@ def test_damaged_metadata_is_named(path: Path, metadata: str, problem: str) -> N
     )
     with pytest.raises(DataError, match=wanted):
         opened(path, model)
-    with pytest.raises(DataError, match=wanted):
-        read_spec(path)
 
 
 def test_a_missing_file_is_a_parameter_error(path: Path) -> None:
@@ -201,9 +198,8 @@ def test_a_missing_file_is_a_parameter_error(path: Path) -> None:
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    for read in (lambda: open_teacher(path, TOLD, SHAPE), lambda: read_spec(path)):
-        with pytest.raises(DataError, match=rf"{name}: is no ONNX file; make one with"):
-            read()
+    with pytest.raises(DataError, match=rf"{name}: is no ONNX file; make one with"):
+        open_teacher(path, TOLD, SHAPE)
 
 
 def test_a_cut_file_is_refused(path: Path) -> None:
@@ -211,12 +207,6 @@ def test_a_cut_file_is_refused(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=r"teacher\.onnx: "):
         open_teacher(path, InferParams(), SHAPE)
-
-
-def test_read_spec_wants_our_metadata(path: Path) -> None:
-    path.write_bytes(make_model().SerializeToString())
-    with pytest.raises(DataError, match="carries no softlabel metadata; make it with 'softlabel e"):
-        read_spec(path)
 
 
 @pytest.mark.parametrize(
@@ -257,12 +247,6 @@ def test_an_output_of_another_width_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("width", [2, "classes", None])
 def test_an_output_of_unknown_width_is_taken(path: Path, width: int | str | None) -> None:
     assert opened(path, make_model(width=width), TOLD).spec.classes == CLASSES
-
-
-def test_pictures_of_another_size_are_refused(path: Path) -> None:
-    wanted = "takes pictures of 2x3 with 1 channel, the source has 4x3 with 3 channels; prepare"
-    with pytest.raises(DataError, match=wanted):
-        opened(path, own(), shape=(4, 3, 3))
 
 
 def outside(model: onnx.ModelProto, location: str) -> onnx.ModelProto:

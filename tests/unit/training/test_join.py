@@ -9,7 +9,9 @@ import xxhash
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import folder_packing, make_packing
-from softlabel.pipeline.sources.parquet import ParquetSource, write_source_shard
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training import join
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
 from softlabel.schemas.errors import DataError
@@ -34,16 +36,16 @@ SHARDS = (10, 3, 12, 7)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> ParquetSource:
+def source(tmp_path: Path) -> Source:
     return write_source(tmp_path / "data", SHARDS)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, source: ParquetSource) -> Path:
+def folder(tmp_path: Path, source: Source) -> Path:
     return write_labels(tmp_path / "labels", source, batch_size=2, shard_rows=4)
 
 
-def joined(source: ParquetSource, folder: Path) -> JoinedSamples:
+def joined(source: Source, folder: Path) -> JoinedSamples:
     return JoinedSamples(source, open_labelset(folder))
 
 
@@ -61,7 +63,7 @@ def expect_aligned(batch: TrainingBatch) -> None:
     assert numbers_of_logits(batch.teacher) == numbers
 
 
-def test_labels_follow_their_keys(source: ParquetSource, folder: Path) -> None:
+def test_labels_follow_their_keys(source: Source, folder: Path) -> None:
     samples_with_labels = joined(source, folder)
     assert samples_with_labels.rows == sum(SHARDS)
     for batch in samples_with_labels.epoch(seed=3, epoch=1, batch_size=5, shuffle_rows=16):
@@ -69,7 +71,7 @@ def test_labels_follow_their_keys(source: ParquetSource, folder: Path) -> None:
 
 
 def test_units_of_a_large_shard_are_joined_too(
-    source: ParquetSource, folder: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(join, "UNIT_ROWS", 4)
     batches = list(joined(source, folder).epoch(seed=3, epoch=1, batch_size=5, shuffle_rows=8))
@@ -81,7 +83,7 @@ def test_units_of_a_large_shard_are_joined_too(
 
 @pytest.mark.parametrize("shuffle_rows", [1, 16, 65536])
 def test_every_epoch_and_seed_has_an_order_of_its_own(
-    source: ParquetSource, folder: Path, shuffle_rows: int
+    source: Source, folder: Path, shuffle_rows: int
 ) -> None:
     both = joined(source, folder)
     orders = [
@@ -91,7 +93,7 @@ def test_every_epoch_and_seed_has_an_order_of_its_own(
     assert tuple(range(sum(SHARDS))) not in orders
 
 
-def test_a_large_window_mixes_the_shards(source: ParquetSource, folder: Path) -> None:
+def test_a_large_window_mixes_the_shards(source: Source, folder: Path) -> None:
     first = order(joined(source, folder), rows=65536)[:16]
     assert len({number // 10 for number in first}) > 1
     small = order(joined(source, folder), rows=1)
@@ -100,7 +102,7 @@ def test_a_large_window_mixes_the_shards(source: ParquetSource, folder: Path) ->
     assert np.count_nonzero(np.diff(places)) == len(SHARDS) - 1
 
 
-def test_hard_training_sees_the_same_batches(source: ParquetSource, folder: Path) -> None:
+def test_hard_training_sees_the_same_batches(source: Source, folder: Path) -> None:
     hard = JoinedSamples(source, None).epoch(5, 2, 4, 16)
     soft = joined(source, folder).epoch(5, 2, 4, 16)
     for one, other in zip(hard, soft, strict=True):
@@ -110,14 +112,14 @@ def test_hard_training_sees_the_same_batches(source: ParquetSource, folder: Path
         assert np.array_equal(one.labels, other.labels)
 
 
-def test_the_last_batch_alone_may_be_small(source: ParquetSource, folder: Path) -> None:
+def test_the_last_batch_alone_may_be_small(source: Source, folder: Path) -> None:
     sizes = [len(batch.keys) for batch in joined(source, folder).epoch(0, 0, 5, 8)]
     assert sizes == [5] * 6 + [2]
 
 
 def test_a_part_of_what_was_labelled_may_be_trained_on(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "data/part-00001.parquet").unlink()
-    part = joined(ParquetSource(tmp_path / "data"), folder)
+    part = joined(open_source(tmp_path / "data"), folder)
     assert sorted(order(part)) == [n for n in range(sum(SHARDS)) if n not in range(10, 13)]
     for batch in part.epoch(0, 0, 4, 8):
         expect_aligned(batch)
@@ -137,13 +139,13 @@ def test_a_source_that_changed_is_refused(tmp_path: Path, folder: Path) -> None:
     changed = SampleBlock(block.keys, pixels, block.labels)
     write_source_shard(tmp_path / "data/part-00002.parquet", changed, CLASSES)
     with pytest.raises(DataError, match=r"part-00002\.parquet as it is now; run 'softlabel infer'"):
-        joined(ParquetSource(tmp_path / "data"), folder)
+        joined(open_source(tmp_path / "data"), folder)
 
 
 def test_a_source_that_grew_is_refused(tmp_path: Path, folder: Path) -> None:
     write_source_shard(tmp_path / "data/part-00004.parquet", samples(2, first=32), CLASSES)
     with pytest.raises(DataError, match=r"part-00004\.parquet as it is now"):
-        joined(ParquetSource(tmp_path / "data"), folder)
+        joined(open_source(tmp_path / "data"), folder)
 
 
 @pytest.mark.parametrize(
@@ -162,19 +164,24 @@ def test_other_classes_are_refused(
         joined(other, folder)
 
 
-class Shifted(ParquetSource):
+def shifted(source: Source, monkeypatch: pytest.MonkeyPatch) -> Source:
     """A source whose keys are off by one against its pictures: labels made from it lie."""
+    other = source.reopen()
+    read = other.read
 
-    def read(self, segments: Sequence[Segment]) -> SampleBlock:
-        block = super().read(segments)
+    def off_by_one(segments: Sequence[Segment]) -> SampleBlock:
+        block = read(segments)
         keys = [f"n{number + 1}" for number in numbers_of_keys(block.keys)]
         return SampleBlock(pa.array(keys), block.inputs, block.labels)
 
+    monkeypatch.setattr(other, "read", off_by_one)
+    return other
+
 
 def test_labels_shifted_by_one_row_are_refused_by_key(
-    tmp_path: Path, source: ParquetSource
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_labels(tmp_path / "shifted", Shifted(source.path))
+    folder = write_labels(tmp_path / "shifted", shifted(source, monkeypatch))
     wanted = r"shifted: sample 'n(\d+)' meets the label of 'n\d+'; the source changed since"
     with pytest.raises(DataError, match=wanted):
         order(joined(source, folder))
@@ -186,7 +193,7 @@ def test_a_sample_without_a_hard_label_is_named(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     write_source_shard(tmp_path / "bare/part-00000.parquet", unlabelled, CLASSES)
     with pytest.raises(DataError, match="bare: key 'n1' has no hard label; training needs one"):
-        order(JoinedSamples(ParquetSource(tmp_path / "bare"), None))
+        order(JoinedSamples(open_source(tmp_path / "bare"), None))
 
 
 VIEWS = 3
@@ -202,7 +209,7 @@ def shuffled(folder: Path, target: Path) -> LabelSet:
     return open_labelset(write_set(target, packing, shards))
 
 
-def of_views(source: ParquetSource, target: Path, order: Sequence[int]) -> LabelSet:
+def of_views(source: Source, target: Path, order: Sequence[int]) -> LabelSet:
     """Three views of each sample, in this order of samples; logits say `sample + 100 * view`."""
     identity = make_identity(source).model_copy(update={"views": VIEWS})
     packing = make_packing(identity)
@@ -221,7 +228,7 @@ def of_views(source: ParquetSource, target: Path, order: Sequence[int]) -> Label
     return open_labelset(write_set(target, packing, [block]))
 
 
-def aligned(labels: LabelSet, source: ParquetSource) -> LabelSet:
+def aligned(labels: LabelSet, source: Source) -> LabelSet:
     """The set whose only shard holds all samples of the source, in order, saying so."""
     segments = tuple(Segment(source=file.name, first=0, rows=file.rows) for file in source.files)
     (shard,) = labels.manifest.shards
@@ -247,7 +254,7 @@ def expect_same(one: JoinedSamples, other: JoinedSamples, epoch: int) -> list[in
 
 
 def test_labels_in_another_order_join_the_same(
-    tmp_path: Path, source: ParquetSource, folder: Path
+    tmp_path: Path, source: Source, folder: Path
 ) -> None:
     mixed = shuffled(folder, tmp_path / "mixed")
     assert not mixed.manifest.aligned
@@ -255,7 +262,7 @@ def test_labels_in_another_order_join_the_same(
     assert sorted(said) == list(range(sum(SHARDS)))
 
 
-def test_a_key_without_a_label_is_named(tmp_path: Path, source: ParquetSource) -> None:
+def test_a_key_without_a_label_is_named(tmp_path: Path, source: Source) -> None:
     known = [number for number in range(sum(SHARDS)) if number != 17]
     labels = of_views(source, tmp_path / "views", known)
     with pytest.raises(DataError, match="views: has no label for key 'n17'; run 'softlabel infer'"):
@@ -263,9 +270,7 @@ def test_a_key_without_a_label_is_named(tmp_path: Path, source: ParquetSource) -
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_an_epoch_takes_one_view_of_each_sample(
-    tmp_path: Path, source: ParquetSource, epoch: int
-) -> None:
+def test_an_epoch_takes_one_view_of_each_sample(tmp_path: Path, source: Source, epoch: int) -> None:
     numbers = list(range(sum(SHARDS)))
     beside = aligned(of_views(source, tmp_path / "aligned", numbers), source)
     mixed = of_views(source, tmp_path / "mixed", numbers[::-1])
@@ -278,9 +283,7 @@ def test_an_epoch_takes_one_view_of_each_sample(
     assert len({number // 100 for number in said}) == VIEWS
 
 
-def test_views_in_another_order_than_the_sets_are_refused(
-    tmp_path: Path, source: ParquetSource
-) -> None:
+def test_views_in_another_order_than_the_sets_are_refused(tmp_path: Path, source: Source) -> None:
     numbers = list(range(sum(SHARDS)))
     labels = of_views(source, tmp_path / "views", numbers)
     (whole,) = labels.batches(1000)

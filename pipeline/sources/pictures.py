@@ -1,0 +1,140 @@
+"""Encoded pictures into arrays of one shape, within bounds, several at a time.
+
+Scaling and cropping are torchvision's on Pillow pictures: the longer side of a scaled picture is
+cut to whole pixels, the crop's corner rounded. Pictures stay as they are stored: no rotation by
+what EXIF says, as ImageFolder and timm do it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from softlabel.pipeline.teachers.devices import cpu_threads
+from softlabel.schemas.sample import Array
+from softlabel.schemas.teacher import Framing
+
+# Readers that take nothing but pictures; a few kilobytes may claim to be any number of pixels.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MOST_PIXELS = 2**26
+# More than eight bits a channel: a conversion would cut off what is above 255.
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# Pictures that a thread decodes in one go.
+PORTION = 8
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be used. row: its place among those decoded together."""
+
+    def __init__(self, reason: str, row: int = 0) -> None:
+        super().__init__(reason, row)
+        self.reason = reason
+        self.row = row
+
+
+class Decoder:
+    """Decodes with a number of threads; which one decodes what changes nothing.
+
+    workers: threads beside the caller's; 0 for none; default: the processors of this process.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        count = cpu_threads() if workers is None else workers
+        self._pool = ThreadPoolExecutor(count, "decode") if count else None
+
+    def decode_all(self, pictures: Sequence[bytes], framing: Framing) -> Array:
+        """The pictures as uint8 `[N, height, width, channels]`.
+
+        Raises BadPicture, with its row, for the first that cannot be used.
+        """
+        arrays = np.empty((len(pictures), *framing.shape), np.uint8)
+
+        def portion(first: int) -> None:
+            for row in range(first, min(first + PORTION, len(pictures))):
+                try:
+                    arrays[row] = decode(pictures[row], framing)
+                except BadPicture as error:
+                    raise BadPicture(error.reason, row) from error
+
+        run = map if self._pool is None else self._pool.map
+        for _ in run(portion, range(0, len(pictures), PORTION)):
+            pass
+        return arrays
+
+
+def decode(data: bytes, framing: Framing) -> Array:
+    """One picture as uint8 `[height, width, channels]`. Raises BadPicture."""
+    image = _converted(_opened(data), framing.channels)
+    try:
+        image.load()
+        framed = _framed(image, framing)
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+    if framed.size != (framing.width, framing.height):
+        width, height = framed.size
+        raise BadPicture(
+            f"the picture is {height}x{width}, {framing.height}x{framing.width} is wanted; pass "
+            "--interpolation, with --resize to keep its shape"
+        )
+    return np.asarray(framed, np.uint8).reshape(framing.shape)
+
+
+def picture_shape(data: bytes) -> tuple[int, int, int]:
+    """Height, width and channels (1 for grey ones, else 3) of one picture. Raises BadPicture."""
+    image = _opened(data)
+    return image.height, image.width, 1 if image.mode in ("1", "L", "LA") else 3
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise BadPicture("the picture is empty; mend or remove it")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise BadPicture(f"it is no picture of a kind that is read ({kinds})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadPicture(f"{error}; {_too_many()}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise BadPicture(f"the picture claims {image.height}x{image.width} pixels; {_too_many()}")
+    return image
+
+
+def _too_many() -> str:
+    return f"more than {MOST_PIXELS >> 20} megapixels are not decoded"
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode in DEEP_MODES:
+        raise BadPicture(
+            f"the picture has more than eight bits a channel (mode {image.mode}); convert it"
+        )
+    if channels not in (1, 3):
+        raise BadPicture(f"encoded pictures have 1 or 3 channels, {channels} are wanted")
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        return image if image.mode == mode else image.convert(mode)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+
+
+def _framed(image: Image.Image, framing: Framing) -> Image.Image:
+    if framing.interpolation is None:
+        return image
+    method = Image.Resampling[framing.interpolation.upper()]
+    if framing.resize is None:
+        return image.resize((framing.width, framing.height), method)
+    short = min(image.size)
+    width, height = (
+        framing.resize if side == short else framing.resize * side // short for side in image.size
+    )
+    scaled = image if (width, height) == image.size else image.resize((width, height), method)
+    left = round((width - framing.width) / 2)
+    top = round((height - framing.height) / 2)
+    return scaled.crop((left, top, left + framing.width, top + framing.height))

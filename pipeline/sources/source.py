@@ -1,0 +1,235 @@
+"""A source: samples in shards, whatever their format, read by row ranges.
+
+Each format brings shards with the few members of `SourceShard`; all else is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import Segment, SourceDigest, SourceFile
+from softlabel.schemas.sample import Array, SampleBlock
+from softlabel.schemas.teacher import Framing
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """Rows of one source shard: keys `[N]`, labels int32 `[N]`, null where unknown.
+
+    pictures: uint8 `[N, height, width, channels]`, or the bytes of N encoded pictures.
+    """
+
+    keys: pa.StringArray
+    pictures: Array | Sequence[bytes]
+    labels: pa.Int32Array
+
+
+class SourceShard(Protocol):
+    """One shard of a source: a file, or files that belong together.
+
+    name: unique in its source, as the plan and the receipts spell it. bytes: of its files.
+    stated: SHA-256 of its rows where the shard itself states it.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    stated: str | None
+
+    def read(self, first: int, rows: int) -> Iterator[ShardRows]:
+        """Rows `first` to `first + rows`, in pieces of the shard's own size; see `Source.read`."""
+
+    def keys(self) -> pa.StringArray:
+        """The keys of all rows, in order; pictures stay unread."""
+
+    def sha256(self) -> str:
+        """SHA-256 of the shard's bytes as they are now."""
+
+    def reopen(self) -> SourceShard:
+        """The same shard for another thread."""
+
+    def close(self) -> None:
+        """Let go of what is open and held; the next read opens it again."""
+
+
+class Source:
+    """Samples in the order of their shards' names.
+
+    classes: class names in label order; empty where the source has none. shape: height, width and
+    channels of every picture as `read` gives it. framing: how encoded pictures of any size come to
+    that shape; None where pictures are stored as arrays, of `shape`. decoder: who decodes; reopened
+    readers share it. Not safe for use by two threads at once;
+    `reopen` gives each its own.
+
+    Raises DataError where there are no samples.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shards: Sequence[SourceShard],
+        classes: tuple[str, ...],
+        shape: tuple[int, int, int] | None = None,
+        framing: Framing | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.path = path
+        self._decoder = decoder or Decoder()
+        self.classes = classes
+        self._shards = {shard.name: shard for shard in shards}
+        self.files = tuple(
+            SourceFile(name=shard.name, rows=shard.rows, bytes=shard.bytes, digest=shard.stated)
+            for shard in shards
+        )
+        if self.rows == 0:
+            raise DataError(f"{path}: the source is empty; prepare it from data that has samples")
+        self._open: SourceShard | None = None
+        self._digests: dict[str, SourceDigest] = {}
+        if shape is None and framing is None:
+            framing = self._first_framing()
+        self.framing = framing
+        self.shape: tuple[int, int, int] = shape or framing.shape  # type: ignore[union-attr]
+
+    @property
+    def rows(self) -> int:
+        """Samples in all shards."""
+        return sum(file.rows for file in self.files)
+
+    def reopen(self) -> Source:
+        """A second reader of the same source, for another thread."""
+        return self._with(self.classes, self.framing)
+
+    def framed(self, wanted: Framing) -> Source:
+        """The source with pictures of the wanted shape.
+
+        Encoded ones are resized and cropped as `wanted` says. Raises DataError where they are
+        stored as arrays of another shape.
+        """
+        if self.framing is None:
+            if self.shape != wanted.shape:
+                raise DataError(
+                    f"{self.path}: has pictures of {size(self.shape)}, the model takes "
+                    f"{size(wanted.shape)}; prepare the source at the model's size"
+                )
+            return self
+        return self._with(self.classes, wanted)
+
+    def naming(self, classes: Sequence[str]) -> Source:
+        """The source with these class names where it has none of its own."""
+        return self if self.classes else self._with(tuple(classes), self.framing)
+
+    def _with(self, classes: tuple[str, ...], framing: Framing | None) -> Source:
+        shards = [shard.reopen() for shard in self._shards.values()]
+        shape = None if framing else self.shape
+        return Source(self.path, shards, classes, shape, framing, self._decoder)
+
+    def digest(self, name: str) -> SourceDigest:
+        """Size and SHA-256 of shard `name` as its bytes are now; computed once."""
+        if name not in self._digests:
+            shard = self._shards[name]
+            self._digests[name] = SourceDigest(name=name, bytes=shard.bytes, sha256=shard.sha256())
+        return self._digests[name]
+
+    def read(self, segments: Sequence[Segment]) -> SampleBlock:
+        """The samples of `segments`, one after the other.
+
+        Raises DataError, naming the key, where a shard or a picture cannot be read or a label is
+        outside the classes.
+        """
+        pieces = [piece for segment in segments for piece in self._pieces(segment)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return SampleBlock(
+            pa.concat_arrays([piece.keys for piece in pieces]),
+            np.concatenate([piece.inputs for piece in pieces]),
+            pa.concat_arrays([piece.labels for piece in pieces]),
+        )
+
+    def keys(self, segments: Sequence[Segment]) -> pa.StringArray:
+        """The keys of `segments`, one after the other; pictures stay unread."""
+        return pa.concat_arrays(
+            [
+                self._shards[segment.source].keys().slice(segment.first, segment.rows)
+                for segment in segments
+            ]
+        )
+
+    def _pieces(self, segment: Segment) -> Iterator[SampleBlock]:
+        shard = self._opened(segment.source)
+        if segment.first + segment.rows > shard.rows:
+            last = segment.first + segment.rows - 1
+            raise DataError(
+                f"{self.path / shard.name}: has {shard.rows} rows, row {last} was asked for; the "
+                "file changed, prepare the source again"
+            )
+        for rows in shard.read(segment.first, segment.rows):
+            self._check(shard, rows)
+            yield SampleBlock(rows.keys, self._arrays(shard, rows), rows.labels)
+
+    def _opened(self, name: str) -> SourceShard:
+        """The shard; another one that was open is closed, so that one is held at a time."""
+        shard = self._shards[name]
+        if self._open is not None and self._open is not shard:
+            self._open.close()
+        self._open = shard
+        return shard
+
+    def _arrays(self, shard: SourceShard, rows: ShardRows) -> Array:
+        if isinstance(rows.pictures, np.ndarray):
+            return rows.pictures
+        assert self.framing is not None
+        try:
+            return self._decoder.decode_all(rows.pictures, self.framing)
+        except BadPicture as error:
+            raise DataError(
+                f"{self.path / shard.name}: key {rows.keys[error.row].as_py()!r}: {error.reason}"
+            ) from error
+
+    def _check(self, shard: SourceShard, rows: ShardRows) -> None:
+        place = self.path / shard.name
+        if rows.keys.null_count:
+            raise DataError(f"{place}: a key is null; prepare it again")
+        labels = rows.labels
+        classes = len(self.classes) or np.iinfo(np.int32).max
+        bad = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, classes)).fill_null(False)
+        if pc.any(bad).as_py():
+            row = int(pc.index(bad, True).as_py())
+            raise DataError(
+                f"{place}: key {rows.keys[row].as_py()!r} has label {labels[row].as_py()}, outside "
+                f"0..{classes - 1}; mend the labels or the class list and prepare again"
+            )
+
+    def _first_framing(self) -> Framing:
+        """What encoded pictures look like where nobody says: all like the first."""
+        name = next(file.name for file in self.files if file.rows)
+        shard = self._shards[name]
+        rows = next(iter(shard.read(0, 1)))
+        try:
+            height, width, channels = picture_shape(rows.pictures[0])
+        except BadPicture as error:
+            raise DataError(
+                f"{self.path / name}: key {rows.keys[0].as_py()!r}: {error.reason}"
+            ) from error
+        finally:
+            shard.close()
+        return Framing(height=height, width=width, channels=channels)
+
+
+def size(shape: tuple[int, int, int]) -> str:
+    """The shape in words: height x width and channels."""
+    height, width, channels = shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def no_such_source(path: Path) -> ParameterError:
+    """The error for a path that does not exist."""
+    return ParameterError(f"{path}: no such source; write one with 'softlabel prepare'")
