@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import Preprocess
+from softlabel.schemas.teacher import OutputKind, Preprocess
 
 CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 Tail = Literal["uniform", "prior"]
@@ -79,6 +79,7 @@ class Derivation(Record):
 class Identity(Record):
     """All that decides a label's value; two sets with equal identities hold equal labels.
 
+    probability_floor: what smaller probabilities were taken for, where the teacher gave those.
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
@@ -91,7 +92,8 @@ class Identity(Record):
     classes: tuple[str, ...]
     class_map: tuple[int, ...] | None = None
     output: str
-    output_kind: Literal["logits"]
+    output_kind: OutputKind
+    probability_floor: float | None = None
     source: tuple[SourceFile, ...]
     views: int = 1
     seed: int = 0

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import Interpolation
+from softlabel.schemas.teacher import Interpolation, OutputKind
 
 Device = Literal["auto", "cpu", "cuda"]
 IfDifferent = Literal["error", "replace"]
@@ -28,7 +28,7 @@ ForeignOutput = Annotated[
     Field(description="for an ONNX file without our metadata: the output that holds the logits"),
 ]
 ForeignKind = Annotated[
-    Literal["logits"] | None,
+    OutputKind | None,
     Field(description="for an ONNX file without our metadata: what that output is"),
 ]
 ForeignLayout = Annotated[
@@ -241,6 +241,7 @@ class ExportParams(Record):
     std: tuple[Positive, ...] = Field(
         (), description="per-channel deviation of pictures scaled to 0..1"
     )
+    output_kind: OutputKind = Field("logits", description="what the model gives")
     output: Path = Field(Path("models/teacher.onnx"), description="the ONNX file to publish")
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     samples: Path | None = Field(

@@ -10,6 +10,9 @@ from softlabel.schemas.model import Record
 
 METADATA_KEY = "softlabel.teacher"
 FORMAT_VERSION: Final = 1
+OutputKind = Literal["logits", "probabilities", "log-probabilities"]
+# The smallest normal float32: what a probability of zero counts as, for its logarithm.
+PROBABILITY_FLOOR: Final = 2.0**-126
 
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -102,8 +105,13 @@ class TeacherSpec(Record):
     preprocess: Preprocess
     classes: tuple[str, ...] = Field(min_length=2)
     output: str
-    output_kind: Literal["logits"] = "logits"
+    output_kind: OutputKind = "logits"
     opset: int | None = None
+
+    @property
+    def probability_floor(self) -> float | None:
+        """What smaller probabilities are taken for; None where the teacher gives none."""
+        return PROBABILITY_FLOOR if self.output_kind == "probabilities" else None
 
     @model_validator(mode="after")
     def _classes_are_unique(self) -> TeacherSpec:

@@ -110,6 +110,7 @@ def _spec(params: ExportParams) -> TeacherSpec:
             ),
             classes=read_class_names(params.classes),
             output=OUTPUT_NAME,
+            output_kind=params.output_kind,
             opset=params.opset,
         )
     except ValidationError as error:
@@ -122,7 +123,7 @@ def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array,
     if params.samples is None:
         random = np.random.default_rng(0)
         return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
-    source = open_source(params.samples).framed(preprocess.framing)
+    source = open_source(params.samples).framed(preprocess.framing, params.model)
     first = next(file for file in source.files if file.rows)
     segment = Segment(source=first.name, first=0, rows=min(rows, first.rows))
     pixels = source.read([segment]).inputs

@@ -50,7 +50,9 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     params = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
-    source = source.framed(teacher.spec.preprocess.framing).naming(teacher.spec.classes)
+    source = source.framed(teacher.spec.preprocess.framing, f"teacher {params.teacher}").naming(
+        teacher.spec.classes
+    )
     codec, end = choose_codec(params.codec, teacher, progress)
     order = _class_order(params, teacher, source)
     head = None if end is None else end.head.take(order or range(len(source.classes)))
@@ -87,8 +89,8 @@ def _label(
     pending = [shard for shard in shards if shard.name not in finished]
     if plan is not None and pending and not params.allow_mixed:
         check_same_making(folder, plan, wanted)
-    if pending and not params.allow_bad_teacher:
-        _refuse_bad_teacher(wanted, params.batch_size, source, run_teacher, progress)
+    if pending:
+        _try_teacher(params, wanted, source, run_teacher, progress)
     if plan is None:
         plan = _with_prior(wanted, params, source, run_teacher, progress)
         claim(folder, plan)
@@ -111,22 +113,20 @@ def _label(
     return _report(params.output, wanted, manifest, rows, len(finished), busy, seconds)
 
 
-def _refuse_bad_teacher(
-    plan: Plan,
-    batch_size: int,
-    source: Source,
-    run_teacher: RunTeacher,
-    progress: Progress,
+def _try_teacher(
+    params: InferParams, plan: Plan, source: Source, run_teacher: RunTeacher, progress: Progress
 ) -> None:
     """Compare the teacher with the hard labels of the first 1,024 samples, before anything is kept.
 
     Wrong preprocessing or class order is the commonest fault and shows here. Raises CheckFailed
     where the top-1 is within two standard errors of chance (of few samples: below the middle
-    between chance and perfect).
+    between chance and perfect). Where a bad teacher is allowed one batch is enough: to learn
+    whether it runs, and gives what it is said to give.
     """
+    wanted_rows = 1 if params.allow_bad_teacher else CHECKED_ROWS
     labelled = correct = seen = 0
     for segments in itertools.chain.from_iterable(
-        batches(shard, batch_size) for shard in plan.shards
+        batches(shard, params.batch_size) for shard in plan.shards
     ):
         samples = source.read(segments)
         hard = samples.hard_labels()
@@ -135,9 +135,9 @@ def _refuse_bad_teacher(
         labelled += int((hard >= 0).sum())
         correct += int((hard == rows.top1).sum())
         seen += len(hard)
-        if seen >= CHECKED_ROWS:
+        if seen >= wanted_rows:
             break
-    if not labelled:
+    if not labelled or params.allow_bad_teacher:
         return
     said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"
     progress.say(said)
@@ -195,6 +195,7 @@ def _identity(
         class_map=order,
         output=teacher.spec.output,
         output_kind=teacher.spec.output_kind,
+        probability_floor=teacher.spec.probability_floor,
         source=source.files,
         temperatures=params.temperatures,
         codec=codec,

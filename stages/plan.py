@@ -91,7 +91,9 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
 def _open(params: PlanParams, notes: list[str]) -> _World:
     source = open_source(params.source)
     teacher = open_teacher(params.teacher, params, source.shape)
-    source = source.framed(teacher.spec.preprocess.framing).naming(teacher.spec.classes)
+    source = source.framed(teacher.spec.preprocess.framing, f"teacher {params.teacher}").naming(
+        teacher.spec.classes
+    )
     names = (f"teacher {params.teacher}", f"source {params.source}")
     order = class_map(teacher.spec.classes, source.classes, names)
     sample = _sample(source, params.rows)
@@ -104,6 +106,7 @@ def _open(params: PlanParams, notes: list[str]) -> _World:
         class_map=order,
         output=teacher.spec.output,
         output_kind=teacher.spec.output_kind,
+        probability_floor=teacher.spec.probability_floor,
         source=source.files,
         temperatures=params.temperatures,
         codec="dense-f32",

@@ -226,7 +226,9 @@ def _gallery(
     members = [member for pair in pairs for member in pair.members]
     pictures: Mapping[int, Any] = {}
     if params.source is not None:
-        source = open_source(params.source).framed(labels.manifest.identity.preprocess.framing)
+        source = open_source(params.source).framed(
+            labels.manifest.identity.preprocess.framing, f"label set {labels.folder}"
+        )
         pictures = read_pictures(labels, source, members)
     shown = []
     for pair in pairs:

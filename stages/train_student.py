@@ -157,7 +157,7 @@ def _framed(params: TrainParams, source: Source) -> Source:
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ParameterError(f"train: {reason}") from error
-    return source.framed(framing)
+    return source.framed(framing, "the student")
 
 
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:

@@ -45,7 +45,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     if params.teacher is not None and params.source is None:
         raise ParameterError("verify: a teacher alone replays nothing; pass --source too")
     manifest = read_manifest(params.labels)
-    source = _source(params.source, manifest) if params.source else None
+    source = _source(params.source, params.labels, manifest) if params.source else None
     done = ["folder", "receipts", "bytes", "schema", "values"]
     progress.start("verify", manifest.rows, "rows")
     problems = list(_stored(params.labels, manifest, progress))
@@ -73,10 +73,10 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     )
 
 
-def _source(path: Path, manifest: Manifest) -> Source:
+def _source(path: Path, labels: Path, manifest: Manifest) -> Source:
     """The source as the teacher saw it, with the set's class names where it has none."""
     identity = manifest.identity
-    source = open_source(path).framed(identity.preprocess.framing)
+    source = open_source(path).framed(identity.preprocess.framing, f"label set {labels}")
     kept_some = identity.derived is not None and identity.derived.class_ids is not None
     return source if kept_some else source.naming(identity.classes)
 

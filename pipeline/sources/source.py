@@ -108,8 +108,8 @@ class Source:
         """A second reader of the same source, for another thread."""
         return self._with(self.classes, self.framing)
 
-    def framed(self, wanted: Framing) -> Source:
-        """The source with pictures of the wanted shape.
+    def framed(self, wanted: Framing, taker: str) -> Source:
+        """The source with pictures of the shape that `taker`, named in the error, wants.
 
         Encoded ones are resized and cropped as `wanted` says. Raises DataError where they are
         stored as arrays of another shape.
@@ -117,8 +117,8 @@ class Source:
         if self.framing is None:
             if self.shape != wanted.shape:
                 raise DataError(
-                    f"{self.path}: has pictures of {size(self.shape)}, the model takes "
-                    f"{size(wanted.shape)}; prepare the source at the model's size"
+                    f"{self.path}: has pictures of {size(self.shape)}, {taker} takes "
+                    f"{size(wanted.shape)}; prepare the source at that size"
                 )
             return self
         return self._with(self.classes, wanted)

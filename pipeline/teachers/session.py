@@ -14,6 +14,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
+from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
 from softlabel.pipeline.teachers.preprocess import model_input
 from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
@@ -49,6 +50,7 @@ class TeacherSession:
         self._teacher = teacher
         self._batch_size = batch_size
         self._end = end
+        self._checked = False
         extended = None if end is None else end.model
         self._session, name = create_session(teacher.path, device, extended)
         provider = self._session.get_providers()[0]
@@ -78,7 +80,12 @@ class TeacherSession:
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
         features = self._features(self._end, *others)[:rows] if self._end else None
-        return TeacherOutput(logits[:rows].astype(np.float32, copy=False), features)
+        said = logits[:rows].astype(np.float32, copy=False)
+        kind = self._teacher.spec.output_kind
+        if not self._checked:
+            check_kind(said, kind, self._teacher.path)
+            self._checked = True
+        return TeacherOutput(as_logits(said, kind), features)
 
     def _features(self, end: LinearEnd, values: Array) -> npt.NDArray[np.float32]:
         features = values.T if end.transposed else values

@@ -64,7 +64,12 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
             "that labelled them"
         )
     classes = _own_classes(path, model, identity)
-    spec = TeacherSpec(preprocess=identity.preprocess, classes=classes, output=identity.output)
+    spec = TeacherSpec(
+        preprocess=identity.preprocess,
+        classes=classes,
+        output=identity.output,
+        output_kind=identity.output_kind,
+    )
     return Teacher(path, hashes, spec, entry.name, _dimensions(entry)[0])
 
 

@@ -539,7 +539,7 @@ class TestExport:
         project.source("data/wide", shape=(8, 9, 1), shards=(20,))
         torch.save(self.weights(), "w.pt")
         flags = ("--model", MLP, "--weights", "w.pt", "--samples", "data/wide")
-        self.refuse(command, DATA, ("data/wide", "[8, 9, 1]", "[8, 8, 1]"), *flags)
+        self.refuse(command, DATA, ("data/wide", "8x9 with 1", "8x8 with 1"), *flags)
 
     def test_output_that_is_a_folder(self, project: Project, command: Command) -> None:
         torch.save(self.weights(), "w.pt")
@@ -643,7 +643,7 @@ def test_edited_manifest(student: Project, command: Command) -> None:
 def test_student_of_another_picture_size(student: Project, command: Command) -> None:
     student.source("data/wide", shape=(8, 9, 1), shards=(20,))
     outcome = command("evaluate", "--source", "data/wide")
-    assert_refused(outcome, DATA, "[8, 8, 1]", "[8, 9, 1]", "student.json")
+    assert_refused(outcome, DATA, "8x8 with 1", "8x9 with 1", "student.json")
 
 
 def test_students_weights_exchanged(student: Project, command: Command) -> None:

@@ -152,6 +152,34 @@ def test_float_nchw_in_a_process_of_its_own(net: nn.Module, empty_project: Proje
     assert_same(stored(), pytorch(net))
 
 
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [(nn.Softmax(dim=1), "probabilities"), (nn.LogSoftmax(dim=1), "log-probabilities")],
+)
+def test_probabilities(net: nn.Module, command: Command, last: nn.Module, kind: str) -> None:
+    """They are stored as logits; who says logits of them is told, and `verify` passes."""
+    plain_export(nn.Sequential(copy.deepcopy(net), last), FLOATS)
+    flags = (*NAMES, *PREPROCESS, "--input-layout=NCHW")
+    if kind == "probabilities":
+        refuse(command, 3, ("foreign.onnx", "--output-kind probabilities"), *flags, KIND)
+    run(command, *flags, f"--output-kind={kind}")
+    labels = softlabel.open("labels")
+    assert labels.manifest.identity.output_kind == kind
+    floor = labels.manifest.identity.probability_floor
+    assert floor == (2.0**-126 if kind == "probabilities" else None)
+    (block,) = labels.batches(1000)
+    wanted = torch.from_numpy(pytorch(net)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(block.probs(1.0), wanted, rtol=5e-3, atol=1e-6)
+    outcome = command("verify", "--source=data/train", "--teacher=foreign.onnx")
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_sigmoids_are_refused(net: nn.Module, command: Command) -> None:
+    plain_export(nn.Sequential(copy.deepcopy(net), nn.Sigmoid()), FLOATS)
+    flags = (*NAMES, *PREPROCESS, "--input-layout=NCHW", "--output-kind=probabilities")
+    refuse(command, 3, ("foreign.onnx", "sum to", "sigmoid"), *flags)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_uint8(net: nn.Module, command: Command, layout: str) -> None:
     """Its own arithmetic is inside, so mean and deviation are not asked for."""

@@ -65,5 +65,5 @@ def test_arrays_of_another_shape_are_not_scaled(tmp_path: Path) -> None:
     source = write_source(tmp_path / "train", (3,))
     height, width, channels = source.shape
     framing = Framing(height=height + 1, width=width, channels=channels, interpolation="bilinear")
-    with pytest.raises(DataError, match=r"train: has pictures of .*, the model takes .*; prepare"):
-        source.framed(framing)
+    with pytest.raises(DataError, match=r"train: has pictures of .*, student S takes .*; prepare"):
+        source.framed(framing, "student S")

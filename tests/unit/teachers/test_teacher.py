@@ -166,7 +166,7 @@ def test_our_own_file_is_not_contradicted(path: Path) -> None:
         (SPEC.model_dump_json().replace('"bee"', '"ant"'), "'ant' appears twice"),
         (SPEC.model_dump_json().replace('"format_version":1', '"format_version":2'), "version"),
         (SPEC.model_dump_json().replace('"opset"', '"opsets"'), "opsets"),
-        (SPEC.model_dump_json().replace('"logits"', '"probabilities"'), "output_kind"),
+        (SPEC.model_dump_json().replace('"logits"', '"guesses"'), "output_kind"),
     ],
 )
 def test_damaged_metadata_is_named(path: Path, metadata: str, problem: str) -> None:
