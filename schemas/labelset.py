@@ -118,7 +118,10 @@ class Identity(Record):
 
 
 class ExecutionRecord(Record):
-    """What may move a label in its last bits: where and how the teacher ran."""
+    """What may move a label in its last bits: where and how the teacher ran.
+
+    pillow: the version that decoded the pictures, null where they were stored as arrays.
+    """
 
     provider: str
     device: str
@@ -127,6 +130,7 @@ class ExecutionRecord(Record):
     threads: int
     onnxruntime: str
     cuda: str | None = None
+    pillow: str | None = None
 
 
 class Segment(Record):

@@ -282,6 +282,12 @@ class InferParams(Record):
     )
     batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="threads that decode pictures, which changes no label; default: as many as "
+        "processors [threads]",
+    )
     device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
     if_different: IfDifferent = Field(
         "error",

@@ -48,7 +48,7 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     """
     progress = progress or Quiet()
     params = params.model_copy(update={"classes": read_class_names(params.classes)})
-    source = open_source(params.source)
+    source = open_source(params.source, params.workers)
     teacher = open_teacher(params.teacher, params, source.shape)
     source = source.framed(teacher.spec.preprocess.framing, f"teacher {params.teacher}").naming(
         teacher.spec.classes
@@ -64,7 +64,7 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
     wanted = Plan(
         identity=identity,
-        execution=session.record,
+        execution=session.record.model_copy(update={"pillow": source.pillow}),
         layout=params.layout,
         shards=plan_shards(source.files, params.batch_size, params.shard_rows),
     )

@@ -1,7 +1,7 @@
 """The inference loop: read, run the teacher, encode and write, at the same time.
 
-Reading and the teacher each have a thread, encoding and writing have the caller's; the queues
-between them are bounded, so a slow disk slows the run and memory stays constant.
+Reading, the teacher and encoding each have a thread, writing has the caller's; the queues between
+them are bounded, so a slow disk slows the run and memory stays constant.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, pla
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.block import LabelBlock
-from softlabel.pipeline.shards.layouts import ShardWriter, writing_shard
+from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import Packing, folder_packing
-from softlabel.pipeline.shards.tally import Tally, measured_rows
+from softlabel.pipeline.shards.tally import Reference, Tally, measured_rows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
-from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
+from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock, TeacherOutput
 
 QUEUE_BATCHES = 4
 
@@ -54,6 +54,15 @@ class _Batch:
     output: TeacherOutput
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Rows ready to be written, and the tally of their shard, which has counted them."""
+
+    shard: ShardPlan
+    block: LabelBlock
+    tally: Tally
+
+
 def label_shards(
     plan: Plan,
     batch_size: int,
@@ -66,16 +75,20 @@ def label_shards(
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
-    every encoded batch's rows. Raises
+    every written batch's rows. Raises
     DataError for non-finite logits and for a key that appears twice in a shard.
     """
     busy = BusyTime()
+    packing = folder_packing(folder, plan)
     read = prefetch(_read(shards, source, batch_size, busy), QUEUE_BATCHES, "read")
     ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
-    with contextlib.closing(ran):
-        current = next(ran, None)
+    encoded = prefetch(_encode(ran, packing, len(plan.shards), busy), QUEUE_BATCHES, "encode")
+    with contextlib.closing(encoded):
+        current = next(encoded, None)
         while current is not None:
-            receipt, current = _write_shard(plan, current, ran, source, folder, busy, on_batch)
+            receipt, current = _write_shard(
+                packing, current, encoded, source, folder, busy, on_batch
+            )
             publish_bytes(folder / f"{receipt.shard}.json", canonical_json(receipt))
     return busy
 
@@ -101,49 +114,57 @@ def _run(
         yield _Batch(shard, samples, output)
 
 
+def _encode(
+    ran: Iterator[_Batch], packing: Packing, shards: int, busy: BusyTime
+) -> Iterator[_Encoded]:
+    codec = packing.codec
+    shard: ShardPlan | None = None
+    for batch in ran:
+        begin = time.perf_counter()
+        if batch.shard is not shard:
+            shard = batch.shard
+            tally = Tally(packing.identity.temperatures, measured_rows(shards))
+        samples, logits = batch.samples, batch.output.logits
+        with naming_the_key(samples):
+            rows = encode_rows(codec, logits, batch.output.features)
+        block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
+        tally.add(block, _as_said(logits))
+        busy.encode += time.perf_counter() - begin
+        yield _Encoded(shard, block, tally)
+
+
+def _as_said(logits: Logits) -> Reference:
+    """What the teacher said, which is the same at every temperature."""
+    return lambda T: logits
+
+
 def _write_shard(
-    plan: Plan,
-    first: _Batch,
-    ran: Iterator[_Batch],
+    packing: Packing,
+    first: _Encoded,
+    encoded: Iterator[_Encoded],
     source: Source,
     folder: Path,
     busy: BusyTime,
     on_batch: Callable[[int], None],
-) -> tuple[Receipt, _Batch | None]:
+) -> tuple[Receipt, _Encoded | None]:
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
-    packing = folder_packing(folder, plan)
-    tally = Tally(plan.identity.temperatures, measured_rows(len(plan.shards)))
     keys = []
-    current: _Batch | None = first
+    current: _Encoded | None = first
     with writing_shard(folder, shard.name, packing) as writer:
         while current is not None and current.shard is shard:
-            _write_batch(packing, current, writer, tally, busy)
-            keys.append(current.samples.keys)
-            on_batch(len(current.samples))
-            current = next(ran, None)
+            begin = time.perf_counter()
+            writer.append(current.block)
+            busy.write += time.perf_counter() - begin
+            keys.append(current.block.keys)
+            on_batch(len(current.block))
+            current = next(encoded, None)
         _refuse_duplicates(shard, keys)
         begin = time.perf_counter()
         file = writer.finish()
     busy.write += time.perf_counter() - begin
     digests = tuple(source.digest(name) for name in _source_names(shard))
-    return tally.receipt(shard, packing.identity_sha256, file, digests), current
-
-
-def _write_batch(
-    packing: Packing, batch: _Batch, writer: ShardWriter, tally: Tally, busy: BusyTime
-) -> None:
-    begin = time.perf_counter()
-    logits = batch.output.logits
-    with naming_the_key(batch.samples):
-        rows = encode_rows(packing.codec, logits, batch.output.features)
-    samples, codec = batch.samples, packing.codec
-    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
-    tally.add(block, lambda T: logits)
-    encoded = time.perf_counter()
-    writer.append(block)
-    busy.encode += encoded - begin
-    busy.write += time.perf_counter() - encoded
+    return first.tally.receipt(shard, packing.identity_sha256, file, digests), current
 
 
 def shift_output(output: TeacherOutput) -> ShiftedRows:

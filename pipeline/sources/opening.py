@@ -15,14 +15,17 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, workers: int | None = None) -> Source:
     """The source at `path`: a file, a folder, or a pattern of files with `*`, `?` and `{0..9}`.
 
-    Raises ParameterError where there is none, DataError where it is of no kind that is read.
+    workers: threads that decode encoded pictures; default: as many as processors. Raises
+    ParameterError where there is no source, DataError where it is of no kind that is read.
     """
     if path.is_dir():
-        return _open_folder(path)
-    return _open_files(path, [path] if path.exists() else expanded(path))
+        source = _open_folder(path)
+    else:
+        source = _open_files(path, [path] if path.exists() else expanded(path))
+    return source if workers is None else source.decoded_by(workers)
 
 
 def expanded(path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -122,6 +123,16 @@ class Source:
                 )
             return self
         return self._with(self.classes, wanted)
+
+    def decoded_by(self, workers: int) -> Source:
+        """The source with so many threads that decode; 0 for the caller's own."""
+        self._decoder = Decoder(workers)
+        return self
+
+    @property
+    def pillow(self) -> str | None:
+        """The version of Pillow that decodes the pictures; None where they are arrays."""
+        return None if self.framing is None else PIL.__version__
 
     def naming(self, classes: Sequence[str]) -> Source:
         """The source with these class names where it has none of its own."""
