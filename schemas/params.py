@@ -59,6 +59,14 @@ ForeignInterpolation = Annotated[
         "default: they have the teacher's size already"
     ),
 ]
+Workers = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="threads that decode pictures, which changes no label; default: as many as "
+        "processors [threads]",
+    ),
+]
 Resize = Annotated[
     int | None,
     Field(
@@ -282,12 +290,7 @@ class InferParams(Record):
     )
     batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
-    workers: int | None = Field(
-        None,
-        ge=0,
-        description="threads that decode pictures, which changes no label; default: as many as "
-        "processors [threads]",
-    )
+    workers: Workers = None
     device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
     if_different: IfDifferent = Field(
         "error",
@@ -330,6 +333,7 @@ class PlanParams(Record):
     )
     batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
+    workers: Workers = None
     device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
     classes: ForeignClasses = ()
     output_name: ForeignOutput = None

@@ -8,12 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_choice import choose_codec
 from softlabel.pipeline.inference.plan import batches, plan_shards
 from softlabel.pipeline.inference.prior import sampled_prior
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
+from softlabel.pipeline.inference.task import open_task
 from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
@@ -26,13 +26,11 @@ from softlabel.pipeline.labelset.folder import (
 from softlabel.pipeline.labelset.lease import Lease
 from softlabel.pipeline.labelset.making import writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
-from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
 from softlabel.schemas.errors import CheckFailed, ParameterError
-from softlabel.schemas.labelset import CodecName, Identity, Manifest, Plan
+from softlabel.schemas.labelset import CodecName, Manifest, Plan
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.reports import InferReport
 from softlabel.schemas.sample import RunTeacher
@@ -47,29 +45,30 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     where the teacher is no better than chance on known hard labels.
     """
     progress = progress or Quiet()
-    params = params.model_copy(update={"classes": read_class_names(params.classes)})
-    source = open_source(params.source, params.workers)
-    teacher = open_teacher(params.teacher, params, source.shape)
-    source = source.framed(teacher.spec.preprocess.framing, f"teacher {params.teacher}").naming(
-        teacher.spec.classes
+    task = open_task(params)
+    codec, end = choose_codec(params.codec, task.teacher, progress)
+    head = task.head(end)
+    _check_codec(params, codec, len(task.source.classes))
+    identity = task.identity(
+        params.temperatures,
+        codec,
+        k=params.k if codec == "topk" else None,
+        tail=params.tail if codec == "topk" else None,
+        head=head,
     )
-    codec, end = choose_codec(params.codec, teacher, progress)
-    order = _class_order(params, teacher, source)
-    head = None if end is None else end.head.take(order or range(len(source.classes)))
-    identity = _identity(params, teacher, source, codec, order, head)
-    session = TeacherSession(teacher, params.device, params.batch_size, end)
-    run_teacher = in_class_order(session.run, order)
+    session = TeacherSession(task.teacher, params.device, params.batch_size, end)
+    run_teacher = in_class_order(session.run, task.order)
     if head is not None:
         run_teacher = checking_head(run_teacher, head, params.teacher)
     progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
     wanted = Plan(
         identity=identity,
-        execution=session.record.model_copy(update={"pillow": source.pillow}),
+        execution=session.record.model_copy(update={"pillow": task.source.pillow}),
         layout=params.layout,
-        shards=plan_shards(source.files, params.batch_size, params.shard_rows),
+        shards=plan_shards(task.source.files, params.batch_size, params.shard_rows),
     )
     with writing_folder(params.output) as (folder, held):
-        return _label(params, folder, wanted, head, source, run_teacher, held, progress)
+        return _label(params, folder, wanted, head, task.source, run_teacher, held, progress)
 
 
 def _label(
@@ -165,20 +164,8 @@ def _with_prior(
     return plan.model_copy(update={"prior": prior})
 
 
-def _class_order(params: InferParams, teacher: Teacher, source: Source) -> tuple[int, ...] | None:
-    names = (f"teacher {params.teacher}", f"source {params.source}")
-    return class_map(teacher.spec.classes, source.classes, names)
-
-
-def _identity(
-    params: InferParams,
-    teacher: Teacher,
-    source: Source,
-    codec: CodecName,
-    order: tuple[int, ...] | None,
-    head: Head | None,
-) -> Identity:
-    classes = len(source.classes)
+def _check_codec(params: InferParams, codec: CodecName, classes: int) -> None:
+    """Raise ParameterError where `k` or `tail` do not go with the codec."""
     if codec == "topk" and params.k >= classes:
         raise ParameterError(
             f"infer.k: {params.k} of {classes} classes is not fewer than all; pass a smaller --k "
@@ -188,21 +175,6 @@ def _identity(
         raise ParameterError(
             f"infer.tail: codec {codec} leaves no class out; pass --codec topk or no --tail"
         )
-    return Identity(
-        teacher_sha256=teacher.sha256,
-        preprocess=teacher.spec.preprocess,
-        classes=source.classes,
-        class_map=order,
-        output=teacher.spec.output,
-        output_kind=teacher.spec.output_kind,
-        probability_floor=teacher.spec.probability_floor,
-        source=source.files,
-        temperatures=params.temperatures,
-        codec=codec,
-        k=params.k if codec == "topk" else None,
-        tail=params.tail if codec == "topk" else None,
-        head_sha256=None if head is None else head.digest(),
-    )
 
 
 def _report(

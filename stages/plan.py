@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_trial import Losses, Trial, try_packings
 from softlabel.pipeline.inference.plan import batches, plan_shards
 from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, spread_rows
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
+from softlabel.pipeline.inference.task import open_task
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import Packing, make_packing
-from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
-from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
+from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
 from softlabel.schemas.params import InferParams, PlanParams
@@ -45,7 +44,7 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    """The opened teacher and source. order: see `Identity.class_map`."""
+    """The opened teacher and source, and what is run of them."""
 
     source: Source
     sample: ShardPlan
@@ -61,8 +60,6 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
     Writes nothing but temporary files. Raises ParameterError, DataError, EnvironmentFault.
     """
     progress = progress or Quiet()
-    asked = params
-    params = params.model_copy(update={"classes": read_class_names(params.classes)})
     notes: list[str] = []
     world = _open(params, notes)
     record = world.record
@@ -85,35 +82,17 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
             notes.append(f"{_name(trial.packing)} is left out: {trial.refused}")
         else:
             tried.append(_measured(params, world, clock, trial))
-    return _report(asked, world, clock, tried, [*notes, *_grown(tried)])
+    return _report(params, world, clock, tried, [*notes, *_grown(tried)])
 
 
 def _open(params: PlanParams, notes: list[str]) -> _World:
-    source = open_source(params.source)
-    teacher = open_teacher(params.teacher, params, source.shape)
-    source = source.framed(teacher.spec.preprocess.framing, f"teacher {params.teacher}").naming(
-        teacher.spec.classes
-    )
-    names = (f"teacher {params.teacher}", f"source {params.source}")
-    order = class_map(teacher.spec.classes, source.classes, names)
-    sample = _sample(source, params.rows)
-    first = source.read(next(batches(sample, params.batch_size)))
-    session, end = _session(params, teacher, first, notes)
-    identity = Identity(
-        teacher_sha256=teacher.sha256,
-        preprocess=teacher.spec.preprocess,
-        classes=source.classes,
-        class_map=order,
-        output=teacher.spec.output,
-        output_kind=teacher.spec.output_kind,
-        probability_floor=teacher.spec.probability_floor,
-        source=source.files,
-        temperatures=params.temperatures,
-        codec="dense-f32",
-    )
-    head = None if end is None else end.head if order is None else end.head.take(order)
-    run_teacher = in_class_order(session.run, order)
-    return _World(source, sample, identity, run_teacher, session.record, head)
+    task = open_task(params)
+    sample = _sample(task.source, params.rows)
+    first = task.source.read(next(batches(sample, params.batch_size)))
+    session, end = _session(params, task.teacher, first, notes)
+    identity = task.identity(params.temperatures, "dense-f32")
+    run_teacher = in_class_order(session.run, task.order)
+    return _World(task.source, sample, identity, run_teacher, session.record, task.head(end))
 
 
 def _session(

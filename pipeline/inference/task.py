@@ -1,0 +1,69 @@
+"""A teacher and the source that it shall label, opened and fitted to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from softlabel.pipeline.classes import class_map, read_class_names
+from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.head import LinearEnd
+from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
+from softlabel.schemas.labelset import CodecName, Identity, Tail
+from softlabel.schemas.params import InferParams, PlanParams
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The source has pictures of the teacher's size. order: see `Identity.class_map`."""
+
+    teacher: Teacher
+    source: Source
+    order: tuple[int, ...] | None
+
+    def head(self, end: LinearEnd | None) -> Head | None:
+        """The teacher's last layer with its classes in the source's order; None without one."""
+        if end is None:
+            return None
+        return end.head if self.order is None else end.head.take(self.order)
+
+    def identity(
+        self,
+        temperatures: tuple[float, ...],
+        codec: CodecName,
+        k: int | None = None,
+        tail: Tail | None = None,
+        head: Head | None = None,
+    ) -> Identity:
+        """What decides the labels that this teacher gives this source, packed so."""
+        spec = self.teacher.spec
+        return Identity(
+            teacher_sha256=self.teacher.sha256,
+            preprocess=spec.preprocess,
+            classes=self.source.classes,
+            class_map=self.order,
+            output=spec.output,
+            output_kind=spec.output_kind,
+            probability_floor=spec.probability_floor,
+            source=self.source.files,
+            temperatures=temperatures,
+            codec=codec,
+            k=k,
+            tail=tail,
+            head_sha256=None if head is None else head.digest(),
+        )
+
+
+def open_task(params: InferParams | PlanParams) -> Task:
+    """Open both and compare their classes by name; a source without names takes the teacher's.
+
+    Raises ParameterError, and DataError where classes or the size of pictures differ.
+    """
+    told = params.model_copy(update={"classes": read_class_names(params.classes)})
+    source = open_source(params.source, params.workers)
+    teacher = open_teacher(params.teacher, told, source.shape)
+    name = f"teacher {params.teacher}"
+    source = source.framed(teacher.spec.preprocess.framing, name).naming(teacher.spec.classes)
+    names = (name, f"source {params.source}")
+    return Task(teacher, source, class_map(teacher.spec.classes, source.classes, names))
