@@ -166,7 +166,7 @@ INFERRED = Making(verb="infer", command="softlabel infer")
 class Plan(Record):
     """plan.json: published before the first batch; says what the set will be.
 
-    execution: null where no teacher ran. prior: see the manifest.
+    execution: null where no teacher ran. prior, limit: see the manifest.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -175,6 +175,7 @@ class Plan(Record):
     execution: ExecutionRecord | None = None
     layout: Layout = "packed"
     aligned: bool = True
+    limit: int | None = None
     prior: tuple[float, ...] | None = None
     shards: tuple[ShardPlan, ...]
 
@@ -243,9 +244,10 @@ class MeasuredFidelity(Record):
 class Manifest(Record):
     """labelset.json: written last; the set is complete when it exists.
 
-    prior: for `topk` with the tail `prior`, a logit a class; the tail is spread by their softmax
-    over the classes left out. reference: what fidelity is measured against: the teacher's float32
-    logits, or the labels in another codec that these were converted from.
+    limit: the set is of the first so many samples of its source; null where it is of all. prior:
+    for `topk` with the tail `prior`, a logit a class; the tail is spread by their softmax over the
+    classes left out. reference: what fidelity is measured against: the teacher's float32 logits, or
+    the labels in another codec that these were converted from.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -254,6 +256,7 @@ class Manifest(Record):
     making: Making = INFERRED
     layout: Layout = "packed"
     aligned: bool = True
+    limit: int | None = None
     prior: tuple[float, ...] | None = None
     rows: int
     statistics: Statistics

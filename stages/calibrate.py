@@ -13,13 +13,12 @@ from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
-from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.block import LabelBlock, piece_rows
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import CalibrateParams
 from softlabel.schemas.reports import CalibrateReport
 
-BATCH_ROWS = 4096
 MOST_OUTSIDE = 0.01
 TYPICAL_PASSES = 12
 
@@ -64,7 +63,7 @@ def run(params: CalibrateParams, progress: Progress | None = None) -> CalibrateR
 
 def _known(labels: LabelSet, params: CalibrateParams, *, fitting: bool) -> Iterator[LabelBlock]:
     """The rows with a hard label: those to fit on, or those to measure on."""
-    for block in labels.batches(BATCH_ROWS):
+    for block in labels.batches(piece_rows(labels.num_classes)):
         if block.lengths is not None:
             raise DataError(f"{labels.folder}: holds sequences, which calibrate does not take")
         wanted = block.labels.is_valid().to_numpy(zero_copy_only=False)

@@ -48,6 +48,8 @@ def run(params: ConvertParams, progress: Progress | None = None) -> ConvertRepor
     labels = open_labelset(params.labels)
     refuse_overlap(params.output, [params.labels])
     job = _job(params, labels)
+    if isinstance(job.writing, MergedWriting) and not params.overwrite:
+        job.writing.forget_changed(params.output, job.plan)
     made = make_set(
         params.output,
         job.plan,
@@ -104,6 +106,7 @@ def _job(params: ConvertParams, labels: LabelSet) -> _Job:
         execution=None,
         layout=layout,
         aligned=cut.aligned,
+        limit=old.limit,
         prior=_prior(labels, identity, classes),
         shards=cut.shards,
     )

@@ -16,6 +16,7 @@ from softlabel.pipeline.labelset import integrity
 from softlabel.pipeline.labelset.folder import remove_shards
 from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset.lease import lease
+from softlabel.pipeline.labelset.lookup import check_cache
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.opening import open_source
@@ -45,7 +46,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     if params.teacher is not None and params.source is None:
         raise ParameterError("verify: a teacher alone replays nothing; pass --source too")
     manifest = read_manifest(params.labels)
-    source = _source(params.source, params.labels, manifest) if params.source else None
+    source = _source(params.source, manifest) if params.source else None
     done = ["folder", "receipts", "bytes", "schema", "values"]
     progress.start("verify", manifest.rows, "rows")
     problems = list(_stored(params.labels, manifest, progress))
@@ -73,10 +74,10 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     )
 
 
-def _source(path: Path, labels: Path, manifest: Manifest) -> Source:
-    """The source as the teacher saw it, with the set's class names where it has none."""
+def _source(path: Path, manifest: Manifest) -> Source:
+    """The source, with the set's class names where it has none."""
     identity = manifest.identity
-    source = open_source(path).framed(identity.preprocess.framing, f"label set {labels}")
+    source = open_source(path)
     kept_some = identity.derived is not None and identity.derived.class_ids is not None
     return source if kept_some else source.naming(identity.classes)
 
@@ -85,17 +86,19 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
     yield from integrity.check_folder(folder, manifest)
     headless = list(integrity.check_head(folder, manifest))
     yield from headless
+    # Made once: its identity's digest takes long where the source has many shards.
+    packing = None if headless else folder_packing(folder, manifest)
     for shard in manifest.shards:
         yield from integrity.check_receipt(folder, manifest, shard)
         damage = list(integrity.check_bytes(folder, manifest, shard))
         yield from damage
-        if not headless and not any("missing" in problem.message for problem in damage):
-            packing = folder_packing(folder, manifest)
+        if packing is not None and not any("missing" in problem.message for problem in damage):
             yield from integrity.check_schema(folder, packing, shard)
             yield from checks.check_values(folder, packing, shard)
         progress.advance(shard.rows)
-    if not headless:
-        yield from checks.check_keys(folder, manifest, folder_packing(folder, manifest))
+    if packing is not None:
+        yield from checks.check_keys(folder, manifest, packing)
+    yield from check_cache(folder, manifest)
 
 
 def _against_source(
@@ -108,19 +111,22 @@ def _against_source(
             yield from check_whole_coverage(folder, manifest, source)
         return
     yield from checks.check_unlabelled(manifest, source)
+    # Without its head no shard can be read, and none of them is to blame.
+    packing = None if headless else folder_packing(folder, manifest)
     for shard in manifest.shards:
         faults = list(checks.check_source(folder, manifest, shard, source))
         yield from faults
-        # Without its head no shard can be read, and none of them is to blame.
-        if headless or faults:
+        if packing is None or faults:
             continue
         if (folder / shard_file(shard.name, manifest.layout)).exists():
-            yield from checks.check_coverage(folder, manifest, shard, source)
+            yield from checks.check_coverage(folder, packing, shard, source)
 
 
 def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
     """Take samples, by the student's own loader where it can, run the teacher, compare at T = 1."""
     labels = LabelSet(params.labels, manifest)
+    framing = manifest.identity.preprocess.framing
+    source = source.framed(framing, f"the teacher of {params.labels}")
     temperature = max(1.0, min(labels.temperatures))
     if is_subset(manifest, source):
         pixels, logits = stored_rows(labels, source, temperature, params.replay, params.seed)

@@ -22,7 +22,7 @@ from softlabel.pipeline.labelset.integrity import shard_problem
 from softlabel.pipeline.labelset.keys import few, miscounted_keys
 from softlabel.pipeline.shards.block import LabelBlock, in_pieces
 from softlabel.pipeline.shards.layouts import open_shard
-from softlabel.pipeline.shards.packing import Packing, folder_packing
+from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
@@ -52,12 +52,12 @@ def check_values(folder: Path, packing: Packing, shard: ManifestShard) -> Iterat
 
 
 def check_coverage(
-    folder: Path, manifest: Manifest, shard: ManifestShard, source: Source
+    folder: Path, packing: Packing, shard: ManifestShard, source: Source
 ) -> Iterator[Problem]:
     """The shard's keys are those of its source rows, in order, each once a view."""
-    views = manifest.identity.views
+    views = packing.identity.views
     try:
-        reader = open_shard(folder, shard.name, folder_packing(folder, manifest))
+        reader = open_shard(folder, shard.name, packing)
         stored = reader.keys().combine_chunks()
         samples = source.keys(shard.segments)
         wanted = samples.take(pa.array(np.arange(len(samples)).repeat(views)))
@@ -80,7 +80,9 @@ def check_coverage(
 
 
 def check_unlabelled(manifest: Manifest, source: Source) -> Iterator[Problem]:
-    """Every row of the source belongs to a shard of the aligned set."""
+    """Every row of the source belongs to a shard of the aligned set, but with a limit."""
+    if manifest.limit is not None:
+        return
     labelled: dict[str, int] = {}
     for shard in manifest.shards:
         for part in shard.segments:

@@ -52,7 +52,11 @@ def stored_rows(
     samples = len(labels) // views
     chosen = np.random.default_rng(seed).permutation(samples)[:rows] * views
     reader = RowReader(labels)
-    block = concat_blocks([part for row in chosen for part in reader.read(int(row), int(row) + 1)])
+    # In stored order, so that no row group is read twice, and then in random order again: rows that
+    # stand together may be of one class, and the negative control would see no difference.
+    stored = np.sort(chosen)
+    parts = [part for row in stored.tolist() for part in reader.read(row, row + 1)]
+    block = concat_blocks(parts).take(np.searchsorted(stored, chosen))
     return _pictures(source, block.keys), block.logits(T)
 
 

@@ -13,18 +13,21 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.deriving.conversion import Converter
 from softlabel.pipeline.deriving.rewriting import read_receipts, total_fidelity
+from softlabel.pipeline.labelset.folder import read_plan, read_receipt, remove_shards
 from softlabel.pipeline.labelset.keys import KeySet, miscounted_keys
 from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.labelset.making import writing_folder
 from softlabel.pipeline.labelset.portions import RowReader, shard_name
 from softlabel.pipeline.publish import publishing
 from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.hashing import HashingReader
 from softlabel.pipeline.shards.layouts import shard_path
 from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.shards.tally import Tally, measured_rows
 from softlabel.pipeline.shards.tar import TarWriter
 from softlabel.pipeline.shards.tar_members import Group, tar_groups
-from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import Receipt, ShardPlan
+from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
+from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, SourceDigest
 
 # What is held of the source at a time: samples, or bytes of their members.
 MOST_SAMPLES = 256
@@ -34,7 +37,7 @@ MOST_BYTES = 16 * 2**20
 class TarSource:
     """The source's tars, by a folder or a pattern, in the order of their names.
 
-    Raises ParameterError where there are none.
+    digests: what each tar was when `shards` read it. Raises ParameterError where there are none.
     """
 
     def __init__(self, where: Path) -> None:
@@ -42,16 +45,32 @@ class TarSource:
         self.paths = [Path(name) for name in sorted(glob.glob(pattern))]
         if not self.paths:
             raise ParameterError(f"source: {where} names no .tar file; give their folder")
+        for path in self.paths:
+            if path.is_dir():
+                raise ParameterError(
+                    f"source: {path} is a folder and no tar; move it away, or give a pattern that "
+                    "names the tars alone"
+                )
+        self.digests: list[SourceDigest] = []
 
     def shards(self, labels: LabelSet) -> tuple[ShardPlan, ...]:
         """One label shard a tar; reads all tars once.
 
         Raises DataError, naming the key, where a sample has no label or a label no sample, or a
-        key stands in two tars.
+        key stands in two tars, EnvironmentFault where a tar cannot be read.
         """
-        columns = [
-            pa.array([key for key, _ in tar_groups(path)], pa.string()) for path in self.paths
-        ]
+        columns = []
+        for path in self.paths:
+            try:
+                with HashingReader(path) as file:
+                    keys = [key for key, _ in tar_groups(path, file)]
+                    self.digests.append(_digest(path, file))
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"{path}: cannot be read ({error.strerror or error}); mend this and run the "
+                    "same command again"
+                ) from error
+            columns.append(pa.array(keys, pa.string()))
         _check_same_keys(self.paths, columns, labels)
         return tuple(
             ShardPlan(name=shard_name(index), rows=len(column) * labels.views, segments=())
@@ -72,6 +91,7 @@ class MergedWriting:
         self._packing = packing
         self._converter = converter
         self._paths = {shard_name(index): path for index, path in enumerate(source.paths)}
+        self._digests = {shard_name(index): tar for index, tar in enumerate(source.digests)}
         self._known = None if self.repacks else total_fidelity(read_receipts(labels))
 
     @property
@@ -79,34 +99,62 @@ class MergedWriting:
         """Whether rows are packed anew, not copied."""
         return self._converter.codec is not None
 
+    def forget_changed(self, output: Path, plan: Plan) -> None:
+        """Delete those finished shards of `plan` in `output` whose tar is no longer the same.
+
+        Neither plan nor identity tells of the tars' other members: only receipts do.
+        """
+        with writing_folder(output) as (folder, _):
+            if read_plan(folder) != plan:
+                return
+            found = {shard.name: read_receipt(folder, shard.name) for shard in plan.shards}
+            changed = [
+                name
+                for name, item in found.items()
+                if item and item[0].source != self._source(name)
+            ]
+            if changed:
+                remove_shards(folder, changed)
+
     def write_shard(
         self, shard: ShardPlan, folder: Path, on_rows: Callable[[int], None]
     ) -> Receipt:
         """Write one shard. Raises DataError where the tar changed, or a key cannot be a name."""
+        path = self._paths[shard.name]
         temperatures = self._packing.identity.temperatures
         tally = Tally(temperatures, measured_rows(len(self._paths)) if self.repacks else 0)
-        with publishing(shard_path(folder, shard.name, self._packing)) as file:
+        with (
+            HashingReader(path) as source,
+            publishing(shard_path(folder, shard.name, self._packing)) as file,
+        ):
             writer = TarWriter(file, self._packing)
-            for groups in _batches(tar_groups(self._paths[shard.name])):
+            for groups in _batches(tar_groups(path, source)):
                 block = self._labels_of([key for key, _ in groups])
                 converted = self._converter.convert(block)
                 tally.add(converted, partial(self._converter.reference, block))
                 writer.append(converted, [members for _, members in groups])
                 on_rows(len(block))
             written = writer.finish()
-        if writer.rows != shard.rows:
-            raise DataError(
-                f"{self._paths[shard.name]}: changed while it was read; run the command again"
-            )
+            if (_digest(path, source),) != self._source(shard.name):
+                raise DataError(f"{path}: changed while it was read; run the command again")
         known = self._known
         if known is not None and shard.name != shard_name(0):
             known = known.model_copy(update={"rows": 0, "kl_sum": (0.0,) * len(known.kl_sum)})
-        return tally.receipt(shard, self._packing.identity_sha256, written, (), known)
+        source_of = self._source(shard.name)
+        return tally.receipt(shard, self._packing.identity_sha256, written, source_of, known)
+
+    def _source(self, name: str) -> tuple[SourceDigest, ...]:
+        return (self._digests[name],)
 
     def _labels_of(self, keys: Sequence[str]) -> LabelBlock:
         views = self._labels.views
         every = pa.array(keys, pa.string()).take(pa.array(np.arange(len(keys)).repeat(views)))
         return self._labels.lookup(every, np.tile(np.arange(views), len(keys)))
+
+
+def _digest(path: Path, file: HashingReader) -> SourceDigest:
+    size, sha256 = file.finish()
+    return SourceDigest(name=path.name, bytes=size, sha256=sha256)
 
 
 def _batches(groups: Iterator[Group]) -> Iterator[list[Group]]:

@@ -23,7 +23,6 @@ from softlabel.schemas.labelset import (
     Receipt,
     ShardPlan,
     SourceDigest,
-    canonical_json,
     sha256_of,
 )
 
@@ -103,10 +102,11 @@ def read_receipts(labels: LabelSet) -> list[Receipt]:
     for shard in labels.manifest.shards:
         path = labels.folder / f"{shard.name}.json"
         try:
-            receipt = Receipt.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
+            data = path.read_bytes()
+            receipt = Receipt.model_validate_json(data)
+        except (FileNotFoundError, IsADirectoryError, ValidationError):
             receipt = None
-        if receipt is None or sha256_of(canonical_json(receipt)) != shard.receipt_sha256:
+        if receipt is None or sha256_of(data) != shard.receipt_sha256:
             raise DataError(
                 f"{path}: is missing or not the receipt in the manifest; run 'softlabel verify "
                 f"--repair --labels {labels.folder}', then '{labels.manifest.making.command}'"
@@ -140,7 +140,9 @@ def _carried(receipts: Sequence[Receipt], portions: Sequence[Portion]) -> dict[s
     stops = [portion.stop for portion in portions]
     start = 0
     for receipt in receipts:
-        parts[int(np.searchsorted(stops, start, side="right"))].append(receipt)
+        # Shards without rows may stand at the set's end, where no row follows them.
+        part = min(int(np.searchsorted(stops, start, side="right")), len(parts) - 1)
+        parts[part].append(receipt)
         start += receipt.rows
     return {
         portion.shard.name: total_fidelity(part) if part else Fidelity(rows=0, kl_sum=nothing)

@@ -142,7 +142,6 @@ def read_plan(folder: Path) -> Plan | None:
                 "choose another --output"
             )
         return None
-    remove_temporaries(folder)
     try:
         return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -160,19 +159,30 @@ def finished_shards(folder: Path, plan: Plan) -> dict[str, Receipt]:
     recorded = _recorded_receipts(folder)
     receipts = {}
     for shard in plan.shards:
-        receipt = _read_receipt(folder / f"{shard.name}.json")
+        found = read_receipt(folder, shard.name)
+        if found is None:
+            continue
+        receipt, digest = found
         path = folder / shard_file(shard.name, plan.layout)
         if (
-            receipt is not None
-            and (receipt.shard, receipt.identity_sha256, receipt.rows)
+            (receipt.shard, receipt.identity_sha256, receipt.rows)
             == (shard.name, identity, shard.rows)
-            and recorded.get(shard.name) in (None, sha256_of(canonical_json(receipt)))
-            and path.exists()
+            and recorded.get(shard.name) in (None, digest)
+            and path.is_file()
             and path.stat().st_size == receipt.bytes
             and file_sha256(path) == receipt.sha256
         ):
             receipts[shard.name] = receipt
     return receipts
+
+
+def read_receipt(folder: Path, name: str) -> tuple[Receipt, str] | None:
+    """The receipt of the shard `name` and the SHA-256 of its file, None where it is no record."""
+    try:
+        data = (folder / f"{name}.json").read_bytes()
+        return Receipt.model_validate_json(data), sha256_of(data)
+    except (FileNotFoundError, IsADirectoryError, ValidationError):
+        return None
 
 
 def reopen(folder: Path) -> None:
@@ -197,13 +207,11 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     of two shards. A set that is merged, or converted and aligned, follows one whose keys were
     looked at; one that is converted and not aligned may follow what changed since it was begun.
     """
-    receipts = {
-        shard.name: Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
-        for shard in plan.shards
-    }
+    written = {shard.name: (folder / f"{shard.name}.json").read_bytes() for shard in plan.shards}
     if plan.making.verb == "infer" or (plan.making.verb == "convert" and not plan.aligned):
         _refuse_duplicates(folder, plan)
-    manifest = _manifest(plan, receipts, reference)
+    remove_temporaries(folder)
+    manifest = _manifest(plan, written, reference)
     publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
     for suffix in (REPLACED, DISCARDED):
         if _beside(folder, suffix).exists():
@@ -211,7 +219,9 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     return manifest
 
 
-def _manifest(plan: Plan, receipts: Mapping[str, Receipt], reference: Reference) -> Manifest:
+def _manifest(plan: Plan, written: Mapping[str, bytes], reference: Reference) -> Manifest:
+    """The manifest of a set whose receipts are these files."""
+    receipts = {name: Receipt.model_validate_json(data) for name, data in written.items()}
     measured = [receipt.fidelity for receipt in receipts.values()]
     rows = sum(fidelity.rows for fidelity in measured)
     return Manifest(
@@ -220,6 +230,7 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt], reference: Reference)
         making=plan.making,
         layout=plan.layout,
         aligned=plan.aligned,
+        limit=plan.limit,
         prior=plan.prior,
         rows=sum(receipt.rows for receipt in receipts.values()),
         statistics=Statistics(
@@ -242,7 +253,7 @@ def _manifest(plan: Plan, receipts: Mapping[str, Receipt], reference: Reference)
                 rows=shard.rows,
                 bytes=receipts[shard.name].bytes,
                 sha256=receipts[shard.name].sha256,
-                receipt_sha256=sha256_of(canonical_json(receipts[shard.name])),
+                receipt_sha256=sha256_of(written[shard.name]),
                 segments=shard.segments,
             )
             for shard in plan.shards
@@ -285,13 +296,6 @@ def _recorded_receipts(folder: Path) -> dict[str, str]:
     except (FileNotFoundError, ValidationError):
         return {}
     return {shard.name: shard.receipt_sha256 for shard in manifest.shards}
-
-
-def _read_receipt(path: Path) -> Receipt | None:
-    try:
-        return Receipt.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
 
 
 def _refuse_duplicates(folder: Path, plan: Plan) -> None:

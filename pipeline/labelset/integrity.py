@@ -41,8 +41,13 @@ def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             yield Problem(kind="folder", shard=None, message=f"{path.name} does not belong here")
-    if not (folder / PLAN_FILE).exists():
-        yield Problem(kind="folder", shard=None, message=f"{PLAN_FILE} is missing")
+    if not (folder / PLAN_FILE).is_file():
+        message = (
+            f"{PLAN_FILE} is missing, without which no command goes on with this folder; restore "
+            f"the file, or write the set anew with 'softlabel convert --labels {folder} --output "
+            "NEW'"
+        )
+        yield Problem(kind="folder", shard=None, message=message)
 
 
 def check_head(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -59,7 +64,7 @@ def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Ite
     try:
         data = path.read_bytes()
         receipt = Receipt.model_validate_json(data)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         yield shard_problem("receipt", shard, "the receipt is missing")
         return
     except ValidationError:
@@ -74,7 +79,7 @@ def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Ite
 def check_bytes(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:
     """The shard's file has the size and the SHA-256 that the manifest says."""
     path = folder / shard_file(shard.name, manifest.layout)
-    if not path.exists():
+    if not path.is_file():
         yield shard_problem("bytes", shard, "the file is missing")
     elif path.stat().st_size != shard.bytes:
         size = path.stat().st_size

@@ -53,10 +53,18 @@ class LabelSet:
     label's value. classes: names in the order of the logits.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        cache: Path | None = None,
+        *,
+        check_cache: bool = False,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._cache = cache
+        self._check_cache = check_cache
         self._packing = folder_packing(folder, manifest)
         self._lookup: Lookup | None = None
         self._readers: dict[str, ShardReader] = {}
@@ -132,12 +140,15 @@ class LabelSet:
         """The labels of `keys` in that order, repeats allowed; keys are str or an Arrow array.
 
         view: one for all keys, or an array with one a key. The first call builds a memory-mapped
-        cache beside the folder, or in `cache` of `softlabel.open`, and later ones use it. Raises
-        DataError for an unknown key, ParameterError for an impossible view, EnvironmentFault
-        where the cache cannot be written.
+        cache beside the folder, or in `cache` of `softlabel.open`, and later ones use it. Flipped
+        bits in a cache beyond 256 MiB are found with `softlabel.open(check="full")` and by
+        `softlabel verify` only. Raises DataError for an unknown key, ParameterError for an
+        impossible view, EnvironmentFault where the cache cannot be written.
         """
         if self._lookup is None:
-            self._lookup = open_lookup(self.folder, self.manifest, self._packing, self._cache)
+            self._lookup = open_lookup(
+                self.folder, self.manifest, self._packing, self._cache, full=self._check_cache
+            )
         return self._lookup.rows(keys, view)
 
     def to_arrow(self) -> pa.Table:
@@ -191,8 +202,8 @@ def open_labelset(
     """Open a complete label set.
 
     check: `manifest` reads the manifest and lists the folder, no shard's rows; `full` also reads
-    every receipt and every byte. cache: a folder for the cache of `lookup`, where it cannot lie
-    beside the label set.
+    every receipt and every byte, of the cache of `lookup` too when that is opened; a damaged cache
+    is built again. cache: a folder for that cache, where it cannot lie beside the label set.
 
     Raises ParameterError when the folder does not exist, DataError when the set is unfinished or
     a shard is missing or has another size than its receipt says, and at the first fault that a
@@ -212,7 +223,8 @@ def open_labelset(
             )
     if check == "full":
         _check_everything(folder, manifest)
-    return LabelSet(folder, manifest, None if cache is None else Path(cache))
+    place = None if cache is None else Path(cache)
+    return LabelSet(folder, manifest, place, check_cache=check == "full")
 
 
 def _listed(folder: Path) -> tuple[set[str], dict[str, int]]:
@@ -264,24 +276,26 @@ def _remedy(folder: Path, manifest: Manifest) -> str:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a complete set. Raises ParameterError, and DataError where it is damaged."""
+    if folder.exists() and not folder.is_dir():
+        raise ParameterError(f"{folder}: is a file; a label set is a folder, pass that")
     if not folder.is_dir():
         raise ParameterError(f"{folder}: no such label set; make it with 'softlabel infer'")
     path = folder / MANIFEST_FILE
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{folder}: {_why_no_manifest(folder)}")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{path}: {_why_unreadable(error)}") from error
+        raise DataError(f"{path}: {_why_unreadable(folder, error)}") from error
     if manifest.identity.digest() != manifest.identity_sha256:
         raise DataError(
             f"{path}: its identity does not match its own digest; the file was edited; "
-            "delete it and run 'softlabel infer' again"
+            f"delete it and run {_command(folder)} again"
         )
     return manifest
 
 
-def _why_unreadable(error: ValidationError) -> str:
+def _why_unreadable(folder: Path, error: ValidationError) -> str:
     """What a newer softlabel wrote is not damaged, and must not be deleted."""
     first = error.errors()[0]
     if first["type"] in ("literal_error", "extra_forbidden"):
@@ -291,15 +305,24 @@ def _why_unreadable(error: ValidationError) -> str:
             "the release that wrote it"
         )
     return (
-        f"is damaged ({first['msg']}); delete it and run 'softlabel infer' again: finished shards "
+        f"is damaged ({first['msg']}); delete it and run {_command(folder)} again: finished shards "
         "are kept"
     )
+
+
+def _command(folder: Path) -> str:
+    """The command that made a set without a manifest to ask."""
+    try:
+        plan = Plan.model_validate_json((folder / PLAN_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return "the command that made the set"
+    return f"'{plan.making.command}'"
 
 
 def _why_no_manifest(folder: Path) -> str:
     try:
         plan = Plan.model_validate_json((folder / PLAN_FILE).read_bytes())
-    except FileNotFoundError:
+    except OSError:
         return f"is no label set (no {MANIFEST_FILE}); make one with 'softlabel infer'"
     except ValidationError as error:
         return f"{PLAN_FILE} is damaged ({error.errors()[0]['msg']}); remove the folder"

@@ -6,7 +6,7 @@ was asked for, so two keys with one hash never get each other's label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,21 @@ from softlabel.pipeline.labelset.lookup_build import (
     row_columns,
     write_cache,
 )
-from softlabel.pipeline.labelset.lookup_cache import Arrays, cache_path, card_of, open_cache
+from softlabel.pipeline.labelset.lookup_cache import (
+    Arrays,
+    CardColumn,
+    cache_path,
+    card_of,
+    damaged_column,
+    open_cache,
+    remove_caches_of_others,
+)
 from softlabel.pipeline.shards.block import LabelBlock, spread
 from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.shards.parquet_columns import known_labels, value_columns
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Manifest
+from softlabel.schemas.reports import Problem
 
 # Hashes compared at once from where the directory points, which has two to four places a key.
 WINDOW = 4
@@ -156,21 +165,41 @@ class Lookup:
 
 
 def open_lookup(
-    folder: Path, manifest: Manifest, packing: Packing, place: Path | None = None
+    folder: Path,
+    manifest: Manifest,
+    packing: Packing,
+    place: Path | None = None,
+    *,
+    full: bool = False,
 ) -> Lookup:
     """The lookup of a label set; its cache is built if it does not stand.
 
-    place: a folder for the cache, beside the label set if None. Raises DataError for a damaged
-    set, EnvironmentFault where the cache cannot be written.
+    place: a folder for the cache, beside the label set if None; there the caches of sets that
+    stood in `folder` before are removed with the building. full: read the cache through first and
+    compare its checksums; what fails is built again. Raises DataError for a damaged set,
+    EnvironmentFault where the cache cannot be written.
     """
     path = cache_path(folder, manifest, place)
-    arrays = open_cache(
-        path,
-        card_of(manifest),
-        (*row_columns(packing), *INDEX),
-        lambda target: write_cache(target, folder, manifest, packing),
-    )
+
+    def build(target: Path) -> dict[str, CardColumn]:
+        written = write_cache(target, folder, manifest, packing)
+        # In a chosen place a folder of the same name elsewhere may have its own.
+        if place is None:
+            remove_caches_of_others(path)
+        return written
+
+    names = (*row_columns(packing), *INDEX)
+    arrays = open_cache(path, card_of(manifest), names, build, full=full)
     return Lookup(folder, packing, arrays)
+
+
+def check_cache(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """The cache beside the folder, if one of this set stands, holds what was written into it."""
+    path = cache_path(folder, manifest, None)
+    column = damaged_column(path, card_of(manifest))
+    if column is not None:
+        message = f"the lookup cache is damaged in {path / column}.npy; delete the folder {path}"
+        yield Problem(kind="cache", shard=None, message=f"{message}: the next lookup builds it")
 
 
 def _string_array(keys: Sequence[str] | pa.Array) -> pa.StringArray:

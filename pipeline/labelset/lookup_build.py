@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.labelset.keys import key_hashes, utf8
-from softlabel.pipeline.labelset.lookup_cache import NpyWriter
+from softlabel.pipeline.labelset.lookup_cache import CardColumn, NpyWriter
 from softlabel.pipeline.labelset.stream import Range, read_ranges
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import Packing
@@ -38,8 +38,10 @@ Rows = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 
-def write_cache(target: Path, folder: Path, manifest: Manifest, packing: Packing) -> None:
-    """Write all files into the folder `target`; of all rows only the hashes are held at a time.
+def write_cache(
+    target: Path, folder: Path, manifest: Manifest, packing: Packing
+) -> dict[str, CardColumn]:
+    """Write all files into the folder `target`, and tell of each; of all rows only hashes are held.
 
     Raises DataError where a shard is damaged, a sample's views do not stand together, or two
     samples have one key.
@@ -57,10 +59,10 @@ def write_cache(target: Path, folder: Path, manifest: Manifest, packing: Packing
             columns.append(block, keys)
             rows, samples = rows + len(block), samples + len(keys)
             last = block.keys[-1].as_py()
-        columns.finish()
+        written = columns.finish()
     order = np.argsort(hashes, kind="stable")
     _refuse_duplicates(target, folder, hashes, order)
-    _write_index(target, hashes, order)
+    return written | _write_index(target, hashes, order)
 
 
 def row_columns(packing: Packing) -> dict[str, tuple[np.dtype[Any], int | None]]:
@@ -104,10 +106,9 @@ class _Columns:
             self._files["starts"].append(starts[1:] + self._positions)
             self._positions += int(starts[-1])
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, CardColumn]:
         """Make all files whole and durable."""
-        for file in self._files.values():
-            file.finish()
+        return {name: file.finish() for name, file in self._files.items()}
 
 
 def _refuse_duplicates(target: Path, folder: Path, hashes: Hashes, order: Rows) -> None:
@@ -138,9 +139,13 @@ def _follows_its_like(hashes: Hashes, order: Rows) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _write_index(target: Path, hashes: Hashes, order: Rows) -> None:
-    _write(target, "samples", order.dtype, (order[part] for part in _chunks(len(order))))
-    _write(target, "hashes", hashes.dtype, (hashes[order[part]] for part in _chunks(len(order))))
+def _write_index(target: Path, hashes: Hashes, order: Rows) -> dict[str, CardColumn]:
+    samples = (order[part] for part in _chunks(len(order)))
+    in_order = (hashes[order[part]] for part in _chunks(len(order)))
+    written = {
+        "samples": _write(target, "samples", order.dtype, samples),
+        "hashes": _write(target, "hashes", hashes.dtype, in_order),
+    }
     hashes.sort()
     bits = len(hashes).bit_length() + 1
     width = np.dtype(np.uint32 if len(hashes) < 2**32 else np.uint64)
@@ -149,16 +154,16 @@ def _write_index(target: Path, hashes: Hashes, order: Rows) -> None:
         hashes.searchsorted(np.arange(part.start, part.stop, dtype=np.uint64) << shift)
         for part in _chunks(2**bits)
     )
-    _write(target, "directory", width, firsts)
+    return written | {"directory": _write(target, "directory", width, firsts)}
 
 
 def _write(
     target: Path, name: str, dtype: np.dtype[Any], parts: Iterator[npt.NDArray[Any]]
-) -> None:
+) -> CardColumn:
     with contextlib.closing(NpyWriter(target / f"{name}.npy", dtype)) as file:
         for part in parts:
             file.append(part)
-        file.finish()
+        return file.finish()
 
 
 def _chunks(total: int) -> Iterator[slice]:

@@ -147,9 +147,14 @@ def concat_blocks(blocks: Sequence[LabelBlock]) -> LabelBlock:
     )
 
 
+def piece_rows(classes: int) -> int:
+    """How many rows are small enough to be decoded whole, one at least."""
+    return max(1, min(PIECE_ROWS, PIECE_VALUES // classes))
+
+
 def in_pieces(blocks: Iterable[LabelBlock], classes: int) -> Iterator[LabelBlock]:
     """The rows of `blocks` in blocks that are small enough to be decoded whole, a row at least."""
-    limit = max(1, min(PIECE_ROWS, PIECE_VALUES // classes))
+    limit = piece_rows(classes)
     for block in blocks:
         starts = block.starts()
         first = 0

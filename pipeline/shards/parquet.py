@@ -149,9 +149,9 @@ class ParquetReader:
         if self._group is None or self._group[0] != group:
             try:
                 table = self._file.read_row_group(group).combine_chunks()
-            except (OSError, pa.ArrowException) as error:
+                block = to_block(table, self._packing)
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise self._damaged(str(error)) from error
-            block = to_block(table, self._packing)
             self._group = (group, block)
         return self._group[1]
 

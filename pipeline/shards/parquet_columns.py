@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from softlabel.pipeline.codecs.codec import Column
 from softlabel.pipeline.codecs.numerics import id_dtype
@@ -98,11 +99,17 @@ def to_batch(block: LabelBlock, packing: Packing, schema: pa.Schema) -> pa.Recor
 
 
 def to_block(table: pa.Table, packing: Packing) -> LabelBlock:
-    """The block of a table whose columns have one chunk each."""
+    """The block of a table whose columns have one chunk each.
+
+    Raises ValueError, naming the key, where a row has other positions than its length says.
+    """
     stored = {name: table[name].chunk(0) for name in table.column_names}
     identity = packing.identity
     lengths = stored["length"].to_numpy() if identity.positions else None
     label, *others = value_columns(packing)
+    if lengths is not None:
+        for column in (label, *others):
+            _check_lengths(column, stored[column.name], lengths, stored["key"])
     values = {column.name: _unpacked(column, stored[column.name]) for column in others}
     if lengths is None:
         labels = stored["label"]
@@ -195,6 +202,25 @@ def _unpacked(column: Column, stored: pa.Array) -> Values:
     else:
         return np.asarray(stored.to_numpy())
     return np.asarray(flat if column.width is None else flat.reshape(-1, column.width))
+
+
+def _check_lengths(
+    column: Column, stored: pa.Array, lengths: npt.NDArray[np.uint32], keys: pa.StringArray
+) -> None:
+    """Else every row behind a wrong one would get the values of others."""
+    if pa.types.is_large_binary(stored.type):
+        unit, what = column.dtype.itemsize * (column.width or 1), "bytes"
+        sizes = pc.binary_length(stored).to_numpy()
+    else:
+        unit, what = 1, "values"
+        sizes = stored.value_lengths().to_numpy()
+    wrong = sizes != lengths.astype(np.int64) * unit
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"key {keys[row].as_py()!r} has length {lengths[row]}, but {sizes[row]} {what} of "
+            f"{column.name} where {lengths[row] * unit} belong to it"
+        )
 
 
 def _joined_bytes(stored: pa.LargeBinaryArray) -> npt.NDArray[np.uint8]:

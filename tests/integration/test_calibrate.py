@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from softlabel.pipeline.shards import block
+from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import CalibrateParams, TrainParams
@@ -58,6 +61,26 @@ def test_rows_are_split_by_key(labels: Path, tmp_path: Path) -> None:
     other = calibrate.run(CalibrateParams(**settings, fit_share=0.3, seed=1))
     assert again == report
     assert other.temperature != report.temperature
+
+
+def test_as_many_rows_are_decoded_at_a_time_as_their_classes_allow(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = CalibrateParams(labels=labels, output=tmp_path / "c.json")
+    whole = calibrate.run(params)
+    sizes = []
+    logits = LabelBlock.logits
+
+    def count(stored: LabelBlock, T: float = 1.0) -> npt.NDArray[np.float32]:
+        sizes.append(len(stored))
+        return logits(stored, T)
+
+    monkeypatch.setattr(block, "PIECE_VALUES", 100)
+    monkeypatch.setattr(LabelBlock, "logits", count)
+    report = calibrate.run(params)
+    assert max(sizes) <= 100 // len(builders.CLASSES)
+    assert report.temperature == pytest.approx(whole.temperature, rel=1e-9)
+    assert report.measured_rows == whole.measured_rows
 
 
 def test_too_many_labels_outside_the_kept_are_refused(

@@ -547,6 +547,77 @@ def test_an_unfinished_set_names_the_command_that_completes_it(
     assert "unfinished; run the same 'softlabel convert --labels LABELS" in outcome.stderr
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_receipt_is_what_its_file_says(
+    labelled: Project, convert: Convert, command: Command, finished: bool
+) -> None:
+    """The same record in other bytes: its digest is of the bytes, here as for `verify`."""
+    convert("labels", "out")
+    path = Path("out/part-00002.json")
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    if not finished:
+        Path("out/labelset.json").unlink()
+    outcome = command("verify", "--labels", "out")
+    assert outcome.code == (1 if finished else 3)
+    report = convert("labels", "out")
+    assert report["shards_kept"] == (SHARDS - 1 if finished else SHARDS)
+    assert command("verify", "--labels", "out").code == 0
+    recorded = softlabel.open("out", "full").manifest.shards[2].receipt_sha256
+    assert recorded == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert convert("out", "again")["rows"] == 500
+
+
+def spoil(old: str, new: str) -> Callable[[], object]:
+    path = Path("out/labelset.json")
+    return lambda: path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (spoil("{", ""), "labelset.json: is damaged"),
+        (spoil('"output": "', '"output": "x'), "does not match its own digest"),
+    ],
+)
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_damaged_manifest_names_the_command_that_made_it(
+    labelled: Project,
+    convert: Convert,
+    command: Command,
+    harm: Callable[[], object],
+    said: str,
+    planned: bool,
+) -> None:
+    convert("labels", "out")
+    whole = Path("out/labelset.json").read_bytes()
+    harm()
+    made_by = "'softlabel convert --labels LABELS --output OUTPUT --layout packed"
+    if not planned:
+        Path("out/plan.json").unlink()
+        made_by = "the command that made the set"
+    for verb in ("verify", "inspect"):
+        outcome = command(verb, "--labels", "out")
+        assert outcome.code == 3
+        assert said in outcome.stderr
+        assert f"delete it and run {made_by}" in outcome.stderr
+        assert "infer" not in outcome.stderr
+    if planned:
+        Path("out/labelset.json").unlink()
+        assert convert("labels", "out")["rows_written"] == 0
+        assert Path("out/labelset.json").read_bytes() == whole
+
+
+def test_a_lost_plan_and_the_way_out(labelled: Project, convert: Convert, command: Command) -> None:
+    Path("labels/plan.json").unlink()
+    outcome = command("verify", "--labels", "labels")
+    assert outcome.code == 1
+    said = "plan.json is missing, without which no command goes on with this folder; restore the"
+    assert said in " ".join(outcome.stdout.split())
+    assert "'softlabel convert --labels labels --output NEW'" in outcome.stdout
+    convert("labels", "NEW")
+    assert command("verify", "--labels", "NEW").code == 0
+
+
 def test_over_the_set_itself(labelled: Project, command: Command) -> None:
     before = labelled.files()
     for output in ("labels", "./labels/", "data/../labels"):

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 import softlabel
+from softlabel.pipeline.deriving import merged_layout
+from softlabel.pipeline.deriving.merged_layout import TarSource
 from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.tar_members import tar_groups
-from softlabel.schemas.labelset import CodecName
+from softlabel.schemas.labelset import CodecName, Receipt, ShardPlan
 from tests.unit.blocks import block_of, packing_of, same
 from tests.unit.label_sets import all_rows, numbered, write_set
 
@@ -91,6 +94,30 @@ def test_and_away_from_it(empty_project: Project, command: Command) -> None:
     assert "pass --layout merged and --source, or another --layout" in outcome.stderr
 
 
+@pytest.mark.parametrize("empty", [0, 1, 2], ids=["first", "between", "last"])
+def test_an_empty_tar_becomes_an_empty_shard(
+    empty_project: Project, command: Command, empty: int
+) -> None:
+    before = small()
+    write_tars((*TARS[:empty], (), *TARS[empty:]))
+    assert command(*MERGED, "tars").code == 0
+    wanted = [shard.rows for shard in softlabel.open("out").manifest.shards]
+    assert wanted[empty] == 0
+    keys = [f"key-{row}" for row in range(7)]
+    for layout in ("packed", "lists", "sidecar"):
+        for more, rows in (((), wanted), (("--shard-rows", "3"), [3, 3, 1])):
+            output = "-".join((layout, *more))
+            flags = ("--labels", "out", "--output", output, "--layout", layout)
+            outcome = command("convert", *flags, *more)
+            assert outcome.code == 0, outcome.stderr
+            after = softlabel.open(output, "full")
+            assert [shard.rows for shard in after.manifest.shards] == rows
+            assert after.manifest.fidelity == before.manifest.fidelity
+            same(after.lookup(keys), before.lookup(keys))
+            assert len(all_rows(after)) == 7
+            assert command("verify", "--labels", output).code == 0
+
+
 def test_in_another_codec_with_fewer_classes(empty_project: Project, command: Command) -> None:
     small("dense-f32")
     write_tars()
@@ -150,6 +177,99 @@ def test_the_tars_decide_the_shards(
     outcome = command(*MERGED, "tars", *flags)
     assert outcome.code == 2
     assert "leave" in outcome.stderr
+
+
+def test_the_shard_of_a_tar_that_changed_is_redone(
+    empty_project: Project, command: Command
+) -> None:
+    """Same keys, same counts: only the tar's bytes tell, and the receipt knows them."""
+    small()
+    write_tars()
+    assert command(*MERGED, "tars").code == 0
+    receipts = [receipt(index).source for index in range(2)]
+    assert [[digest.name for digest in source] for source in receipts] == [["0.tar"], ["1.tar"]]
+    for (digest,), path in zip(receipts, sorted(Path("tars").iterdir()), strict=True):
+        assert (digest.bytes, digest.sha256) == (path.stat().st_size, file_sha256(path))
+    before = empty_project.files("out")
+    assert json.loads(command(*MERGED, "tars", "--json").stdout)["rows_written"] == 0
+    tar = Path("tars/1.tar")
+    tar.write_bytes(tar.read_bytes().replace(b"mask", b"flag"))
+    outcome = command(*MERGED, "tars", "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert (report["rows_written"], report["shards_kept"]) == (4, 1)
+    assert dict(next(tar_groups(Path("out/part-00001.tar")))[1])[".seg.png"] == b"flag"
+    after = empty_project.files("out")
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"part-00001.tar", "part-00001.json", "labelset.json"}
+    assert receipt(1).source[0].sha256 == file_sha256(tar)
+
+
+def test_a_tar_that_changes_on_the_way_gives_no_shard(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small()
+    write_tars()
+    tar = Path("tars/1.tar")
+    shards = TarSource.shards
+
+    def change(source: TarSource, labels: LabelSet) -> tuple[ShardPlan, ...]:
+        found = shards(source, labels)
+        tar.write_bytes(tar.read_bytes().replace(b"mask", b"flag"))
+        return found
+
+    monkeypatch.setattr(TarSource, "shards", change)
+    outcome = command(*MERGED, "tars")
+    assert outcome.code == 3
+    assert "tars/1.tar: changed while it was read; run the command again" in outcome.stderr
+    assert sorted(empty_project.files("out")) == ["part-00000.json", "part-00000.tar", "plan.json"]
+
+
+def receipt(index: int) -> Receipt:
+    return Receipt.model_validate_json(Path(f"out/part-{index:05d}.json").read_bytes())
+
+
+def test_verify_takes_the_tars_for_no_source_shards(project: Project, command: Command) -> None:
+    """What receipts say of tars is no claim about the source that was labelled."""
+    assert command("infer").code == 0
+    keys = softlabel.open("labels").to_arrow()["key"].to_pylist()
+    Path("tars").mkdir()
+    with tarfile.open("tars/0.tar", "w") as tar:
+        for key in keys:
+            tar.addfile(tarfile.TarInfo(f"{key}.txt"), io.BytesIO())
+    assert command(*MERGED, "tars").code == 0
+    outcome = command("verify", "--labels", "out", "--source", "data/train", "--replay", "8")
+    assert outcome.code == 0, outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("source", ["*.tar", "folder", "folder/*"])
+def test_a_folder_that_is_named_like_a_tar(
+    empty_project: Project, command: Command, source: str
+) -> None:
+    small()
+    Path("x.tar").mkdir()
+    Path("folder/x.tar").mkdir(parents=True)
+    outcome = command(*MERGED, source)
+    assert outcome.code == 2
+    assert outcome.stderr.startswith("softlabel: error: source: ")
+    assert "x.tar is a folder and no tar; move it away" in outcome.stderr
+    assert not Path("out").exists()
+    write_tars(folder="x.tar")
+    assert command(*MERGED, "x.tar").code == 0
+
+
+def test_a_tar_that_cannot_be_read(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    small()
+    write_tars()
+    monkeypatch.setattr(merged_layout, "HashingReader", refuse)
+    outcome = command(*MERGED, "tars")
+    assert outcome.code == 4
+    assert "tars/0.tar: cannot be read (Permission denied); mend this" in outcome.stderr
 
 
 def test_tars_that_have_labels_already(

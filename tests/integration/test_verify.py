@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import softlabel
 from softlabel.cli import run as command_line
 from softlabel.pipeline.checking import detectors
 from softlabel.pipeline.codecs.codec import shift_rows
@@ -27,6 +28,7 @@ from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import (
     MANIFEST_FILE,
+    Identity,
     Manifest,
     Receipt,
     Segment,
@@ -335,6 +337,37 @@ def test_a_key_that_stands_twice_needs_no_source(world: Path) -> None:
     key_twice(world)
     report = verify.run(VerifyParams(labels=world / "labels"))
     assert [problem.kind for problem in report.problems] == ["keys"]
+
+
+def test_the_identity_is_digested_once_and_not_once_a_shard(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    digest = Identity.digest
+
+    def count(identity: Identity) -> str:
+        digests.append(identity)
+        return digest(identity)
+
+    monkeypatch.setattr(Identity, "digest", count)
+    report = verify.run(VerifyParams(labels=world / "labels", source=world / "data/train"))
+    assert report.problems == ()
+    # The manifest's own check, the rows' and the coverage's.
+    assert len(digests) <= 3 < report.shards
+
+
+def test_a_damaged_lookup_cache_is_found(world: Path) -> None:
+    labels = softlabel.open(world / "labels")
+    labels.lookup(labels.to_arrow()["key"][:2])
+    cache = next(world.glob("labels.lookup-*"))
+    assert check(world).problems == ()
+    path = cache / "value-logits.npy"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    (problem,) = check(world).problems
+    assert (problem.kind, problem.shard) == ("cache", None)
+    assert f"damaged in {path}; delete the folder {cache}" in problem.message
 
 
 def test_labels_of_other_rows_fail_the_replay_alone(world: Path) -> None:

@@ -153,9 +153,20 @@ def test_reading_changes_nothing_in_the_folder(folder: Path) -> None:
 def test_a_missing_folder_is_a_parameter_error(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"absent: no such label set; make it with 'softlabel"):
         open_labelset(tmp_path / "absent")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ParameterError, match="no such label set"):
-        open_labelset(tmp_path / "file")
+
+
+def test_a_file_is_no_label_set(folder: Path) -> None:
+    with pytest.raises(ParameterError, match=r"plan\.json: is a file; a label set is a folder"):
+        open_labelset(folder / "plan.json")
+
+
+def test_folders_where_files_belong(tmp_path: Path, folder: Path) -> None:
+    for name in ("labelset.json", "part-00001.json"):
+        broken = Path(shutil.copytree(folder, tmp_path / name / "labels"))
+        (broken / name).unlink()
+        (broken / name).mkdir()
+        with pytest.raises(DataError, match=r"run the same 'softlabel infer'|--repair"):
+            open_labelset(broken, "full")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

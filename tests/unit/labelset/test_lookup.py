@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,107 @@ def test_a_cache_that_is_not_whole_is_built_again(tmp_path: Path, harm: str) -> 
     expect(softlabel.open(labels.folder).lookup(names(2, 1)), whole, [2, 1])
 
 
+FLIPPED = ("value-logits", "value-shift", "value-label", "starts", "key_starts", "samples")
+
+
+@pytest.mark.parametrize("column", FLIPPED)
+@pytest.mark.parametrize("small", [True, False])
+def test_a_cache_with_a_flipped_bit_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, small: bool
+) -> None:
+    """A small one at any opening, one of gigabytes where a full check is asked for."""
+    whole, labels = written(tmp_path / "labels", positions=True)
+    labels.lookup(names(1))
+    if not small:
+        monkeypatch.setattr(lookup_cache, "CHECKED_BYTES", 0)
+    path = cache_of(labels) / f"{column}.npy"
+    good = path.read_bytes()
+    path.write_bytes(good[:-3] + bytes([good[-3] ^ 4]) + good[-2:])
+    problems = [problem.message for problem in lookup.check_cache(labels.folder, labels.manifest)]
+    assert len(problems) == 1
+    assert f"damaged in {path}; delete the folder {path.parent}" in problems[0]
+    rows = list(range(ROWS))
+    expect(
+        softlabel.open(labels.folder, "manifest" if small else "full").lookup(names(*rows)),
+        whole,
+        rows,
+    )
+    assert path.read_bytes() == good
+    assert list(lookup.check_cache(labels.folder, labels.manifest)) == []
+
+
+def test_a_large_cache_is_not_read_through_at_each_opening(
+    labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup_cache, "CHECKED_BYTES", 0)
+    labels.lookup(names(1))
+    monkeypatch.setattr(lookup_cache, "_xxh3_64", None)
+    assert len(softlabel.open(labels.folder).lookup(names(2))) == 1
+
+
+@pytest.mark.parametrize("name", ["value-logits", "hashes"])
+def test_a_column_of_another_shape_or_type_is_built_again(tmp_path: Path, name: str) -> None:
+    whole, labels = written(tmp_path / "labels")
+    labels.lookup(names(1))
+    path = cache_of(labels) / f"{name}.npy"
+    good = np.load(path)
+    for other in (good[:-1], good.view(np.int8 if good.ndim > 1 else np.int64)):
+        np.save(path, other)
+        expect(softlabel.open(labels.folder).lookup(names(2, 1)), whole, [2, 1])
+        assert np.array_equal(np.load(path), good)
+
+
+def test_a_cache_that_stands_whole_is_read_through_and_kept(labels: LabelSet) -> None:
+    labels.lookup(names(1))
+    before = times(labels)
+    softlabel.open(labels.folder, check="full").lookup(names(2))
+    assert times(labels) == before
+
+
+def others(tmp_path: Path) -> tuple[LabelBlock, LabelSet, LabelSet]:
+    """A set whose cache stands, and the set of another identity that took its folder since."""
+    old_block, old = written(tmp_path / "labels")
+    old.lookup(names(1))
+    shutil.rmtree(old.folder)
+    return old_block, old, written(tmp_path / "labels", "topk")[1]
+
+
+def test_the_cache_of_a_set_that_was_replaced_goes(tmp_path: Path) -> None:
+    whole, old, new = others(tmp_path)
+    # Another folder's, one that is no cache, and what a killed builder left of a third set.
+    (tmp_path / f"my-{cache_of(old).name}").mkdir()
+    kept = tmp_path / f"labels.lookup-{'0' * 16}"
+    kept.mkdir()
+    (kept / "notes.txt").touch()
+    left = tmp_path / f".labels.lookup-{'1' * 16}.tmp"
+    left.mkdir()
+    (left / "hashes.npy").touch()
+    (tmp_path / f"labels.lookup-{'1' * 16}.lock").touch()
+    new.lookup(names(2))
+    standing = {path.name for path in tmp_path.iterdir()}
+    assert standing == {"labels", f"my-{cache_of(old).name}", kept.name, cache_of(new).name}
+    # Who has it open goes on.
+    expect(old.lookup(names(3, 0)), whole, [3, 0])
+
+
+def test_the_cache_that_somebody_builds_stays(tmp_path: Path) -> None:
+    _, old, new = others(tmp_path)
+    with lookup_cache._alone(cache_of(old)):
+        new.lookup(names(2))
+        assert cache_of(old).is_dir()
+    assert cache_of(new).is_dir()
+
+
+def test_in_a_chosen_place_no_cache_is_removed(tmp_path: Path) -> None:
+    """It may be that of a folder of the same name elsewhere."""
+    sets = [written(tmp_path / codec / "labels", codec)[1] for codec in ("dense-f16", "topk")]
+    for labels in sets:
+        softlabel.open(labels.folder, cache=tmp_path / "cache").lookup(names(1))
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {
+        cache_of(labels).name for labels in sets
+    }
+
+
 def test_a_chosen_place(tmp_path: Path, labels: LabelSet) -> None:
     chosen = softlabel.open(labels.folder, cache=tmp_path / "deep" / "place")
     chosen.lookup(names(1))
@@ -357,11 +459,11 @@ def slow_build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     built = context.Value("i", 0)
     write = lookup_build.write_cache
 
-    def build(*arguments: Any) -> None:
+    def build(*arguments: Any) -> Any:
         with built.get_lock():
             built.value += 1
         time.sleep(0.2)
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(lookup, "write_cache", build)
     yield built

@@ -6,13 +6,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import softlabel
 from softlabel.pipeline.shards import parquet as parquet_shards
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.shards.layouts import open_shard, writing_shard
 from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.shards.parquet_columns import shard_header, shard_schema, to_batch, to_block
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import SHARD_METADATA_KEY, CodecName, Layout
-from tests.unit.blocks import CODECS, FEATURES, HEAD, block_of, packing_of, same
+from tests.unit.blocks import CODECS, FEATURES, HEAD, block_of, packing_of, same, write_set
 
 LAYOUTS: tuple[Layout, ...] = ("packed", "lists")
 # Empty rows first, between others and last.
@@ -214,6 +216,28 @@ def test_row_groups_of_sequences_are_bounded_by_bytes(
     same(read(tmp_path, packing), block)
     one_by_one = [block.slice(row, 1) for row in range(len(lengths))]
     assert written(tmp_path, packing, *one_by_one).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_lengths_that_are_not_those_of_the_values_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout
+) -> None:
+    """As a faulty writer would have it: the sum is right, and so are the checksums."""
+
+    def swap(block: LabelBlock, packing: Packing, schema: pa.Schema) -> pa.RecordBatch:
+        wrong = pa.array([1, 3, 2, 4], pa.uint32())
+        return to_batch(block, packing, schema).set_column(1, schema.field("length"), wrong)
+
+    packing = packing_of("topk", layout, positions=True)
+    monkeypatch.setattr(parquet_shards, "to_batch", swap)
+    folder = write_set(tmp_path / "labels", packing, [block_of(packing, 4, [1, 2, 3, 4])])
+    labels = softlabel.open(folder, "full")
+    sizes = "8 bytes of label where 12" if layout == "packed" else "2 values of label where 3"
+    said = rf"part-00000\.parquet: key 's/1\.é' has length 3, but {sizes} belong to it; run"
+    with pytest.raises(DataError, match=said):
+        list(labels.batches(4))
+    with pytest.raises(DataError, match=said):
+        labels.lookup(["s/0.é"])
 
 
 def test_views_of_a_sample_lie_side_by_side(tmp_path: Path) -> None:
