@@ -292,6 +292,13 @@ class InferParams(Record):
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
     workers: Workers = None
     device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="label the first samples only, for a try: the set is marked as partial; "
+        "default: all [rows]",
+    )
+    dry_run: bool = Field(False, description="say what would be done, and write nothing")
     if_different: IfDifferent = Field(
         "error",
         description="when the folder holds labels of another identity: stop, or 'replace' them",

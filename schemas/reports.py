@@ -41,10 +41,12 @@ class InferReport(Record):
 
     busy: seconds that each step worked; bound: the step that worked longest.
     teacher_accuracy: share of rows with a hard label whose top-1 equals it, null without any.
+    limit: of how many samples a partial set is, null for a whole one.
     """
 
     output: Path
     identity_sha256: str
+    limit: int | None = None
     rows: int
     rows_written: int
     shards: int
@@ -58,6 +60,22 @@ class InferReport(Record):
     bound: str
     teacher_accuracy: float | None
     kl_mean: dict[str, float]
+
+
+class InferPreview(Record):
+    """What 'infer' would do, of `--dry-run`: nothing was written, the teacher did not run."""
+
+    output: Path
+    identity_sha256: str
+    codec: CodecName
+    layout: Layout
+    limit: int | None
+    rows: int
+    rows_to_write: int
+    shards_to_write: int
+    shards_kept: int
+    provider: str
+    device: str
 
 
 class Loss(Record):

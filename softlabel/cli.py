@@ -289,7 +289,8 @@ def _run_stage(
     params = load_section(verb.params, section, file, overrides)
     stage = importlib.import_module(f"softlabel.stages.{name.replace('-', '_')}")
     with Terminal(quiet=as_json) as progress:
-        report = stage.run(params, progress)
+        work = stage.preview if getattr(params, "dry_run", False) else stage.run
+        report = work(params, progress)
     typer.echo(report.model_dump_json(indent=2) if as_json else summary(report))
     return int(getattr(report, "exit_code", 0))
 

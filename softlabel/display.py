@@ -169,6 +169,8 @@ def _infer(report: Any) -> str:
         f"wrote {report.output}: {report.rows:,} rows in {report.shards} shards, "
         f"{report.bytes / 2**20:.2f} MiB, identity {report.identity_sha256[:12]}"
     ]
+    if report.limit is not None:
+        lines.append(f"a partial set: the first {report.limit:,} samples of the source")
     if report.rows_written:
         share = report.busy["teacher"] / report.seconds
         lines.append(
@@ -184,6 +186,19 @@ def _infer(report: Any) -> str:
         lines.append(f"the teacher's top-1 equals the hard label for {report.teacher_accuracy:.2%}")
     kl = ", ".join(f"{value:.1e} at T={float(T):g}" for T, value in report.kl_mean.items())
     lines.append(f"KL of the stored labels to the float32 logits: {kl}")
+    return "\n".join(lines)
+
+
+def _infer_preview(report: Any) -> str:
+    begun = f", {report.shards_kept} of them stand" if report.shards_kept else ""
+    part = "" if report.limit is None else ", a partial set"
+    lines = [
+        f"{report.output} would hold {report.rows:,} rows{part}, {report.codec} {report.layout}, "
+        f"identity {report.identity_sha256[:12]}",
+        f"to label: {report.rows_to_write:,} rows in {_count(report.shards_to_write, 'shard')}"
+        f"{begun}, on {report.device} ({report.provider})",
+        "nothing was written; leave --dry-run to do it, 'softlabel plan' tells sizes and times",
+    ]
     return "\n".join(lines)
 
 
@@ -403,6 +418,7 @@ _SUMMARIES = {
     "ExportReport": _export,
     "CodecPlanReport": _plan,
     "InferReport": _infer,
+    "InferPreview": _infer_preview,
     "VerifyReport": _verify,
     "InspectReport": _inspect,
     "ConvertReport": _convert,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_choice import choose_codec
-from softlabel.pipeline.inference.plan import batches, plan_shards
+from softlabel.pipeline.inference.plan import batches, limited, plan_shards
 from softlabel.pipeline.inference.prior import sampled_prior
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
-from softlabel.pipeline.inference.task import open_task
+from softlabel.pipeline.inference.task import Task, open_task
 from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
@@ -24,18 +24,36 @@ from softlabel.pipeline.labelset.folder import (
     standing_plan,
 )
 from softlabel.pipeline.labelset.lease import Lease
-from softlabel.pipeline.labelset.making import writing_folder
+from softlabel.pipeline.labelset.making import plain, writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
 from softlabel.schemas.errors import CheckFailed, ParameterError
-from softlabel.schemas.labelset import CodecName, Manifest, Plan
+from softlabel.schemas.labelset import (
+    INFERRED,
+    CodecName,
+    Making,
+    Manifest,
+    Plan,
+    Receipt,
+    ShardPlan,
+)
 from softlabel.schemas.params import InferParams
-from softlabel.schemas.reports import InferReport
+from softlabel.schemas.reports import InferPreview, InferReport
 from softlabel.schemas.sample import RunTeacher
 
 CHECKED_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """All that is settled before the folder is looked at."""
+
+    task: Task
+    plan: Plan
+    head: Head | None
+    run_teacher: RunTeacher
 
 
 def run(params: InferParams, progress: Progress | None = None) -> InferReport:
@@ -45,49 +63,83 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     where the teacher is no better than chance on known hard labels.
     """
     progress = progress or Quiet()
+    work = _work(params, progress)
+    with writing_folder(params.output) as (folder, held):
+        return _label(params, folder, work, held, progress)
+
+
+def preview(params: InferParams, progress: Progress | None = None) -> InferPreview:
+    """What `run` would do. Raises what it would raise before the teacher runs."""
+    work = _work(params, progress or Quiet())
+    wanted = work.plan
+    plan, finished, pending = _standing(params, plain(params.output), wanted)
+    assert wanted.execution is not None
+    return InferPreview(
+        output=params.output,
+        identity_sha256=wanted.identity.digest(),
+        codec=wanted.identity.codec,
+        layout=wanted.layout,
+        limit=wanted.limit,
+        rows=sum(shard.rows for shard in (wanted if plan is None else plan).shards),
+        rows_to_write=sum(shard.rows for shard in pending),
+        shards_to_write=len(pending),
+        shards_kept=len(finished),
+        provider=wanted.execution.provider,
+        device=wanted.execution.device,
+    )
+
+
+def _work(params: InferParams, progress: Progress) -> _Work:
     task = open_task(params)
     codec, end = choose_codec(params.codec, task.teacher, progress)
     head = task.head(end)
     _check_codec(params, codec, len(task.source.classes))
-    identity = task.identity(
-        params.temperatures,
-        codec,
-        k=params.k if codec == "topk" else None,
-        tail=params.tail if codec == "topk" else None,
-        head=head,
-    )
     session = TeacherSession(task.teacher, params.device, params.batch_size, end)
     run_teacher = in_class_order(session.run, task.order)
     if head is not None:
         run_teacher = checking_head(run_teacher, head, params.teacher)
     progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
-    wanted = Plan(
-        identity=identity,
+    partial = params.limit is not None and params.limit < task.source.rows
+    limit = params.limit if partial else None
+    files = limited(task.source.files, limit)
+    partly = Making(verb="infer", command=f"softlabel infer --limit {limit}")
+    plan = Plan(
+        identity=task.identity(
+            params.temperatures,
+            codec,
+            k=params.k if codec == "topk" else None,
+            tail=params.tail if codec == "topk" else None,
+            head=head,
+        ),
+        making=partly if partial else INFERRED,
+        limit=limit,
         execution=session.record.model_copy(update={"pillow": task.source.pillow}),
         layout=params.layout,
-        shards=plan_shards(task.source.files, params.batch_size, params.shard_rows),
+        shards=plan_shards(files, params.batch_size, params.shard_rows),
     )
-    with writing_folder(params.output) as (folder, held):
-        return _label(params, folder, wanted, head, task.source, run_teacher, held, progress)
+    return _Work(task, plan, head, run_teacher)
 
 
-def _label(
-    params: InferParams,
-    folder: Path,
-    wanted: Plan,
-    head: Head | None,
-    source: Source,
-    run_teacher: RunTeacher,
-    held: Lease,
-    progress: Progress,
-) -> InferReport:
-    begin = time.perf_counter()
+def _standing(
+    params: InferParams, folder: Path, wanted: Plan
+) -> tuple[Plan | None, dict[str, Receipt], list[ShardPlan]]:
+    """The plan to go on with, None to start afresh; whole shards by name; those to be written."""
     plan = standing_plan(folder, wanted, params.if_different, params.overwrite)
     finished = {} if plan is None else finished_shards(folder, plan)
     shards = wanted.shards if plan is None else plan.shards
     pending = [shard for shard in shards if shard.name not in finished]
     if plan is not None and pending and not params.allow_mixed:
         check_same_making(folder, plan, wanted)
+    return plan, finished, pending
+
+
+def _label(
+    params: InferParams, folder: Path, work: _Work, held: Lease, progress: Progress
+) -> InferReport:
+    wanted, head, run_teacher = work.plan, work.head, work.run_teacher
+    source = work.task.source
+    begin = time.perf_counter()
+    plan, finished, pending = _standing(params, folder, wanted)
     if pending:
         _try_teacher(params, wanted, source, run_teacher, progress)
     if plan is None:
@@ -191,6 +243,7 @@ def _report(
     return InferReport(
         output=folder,
         identity_sha256=manifest.identity_sha256,
+        limit=manifest.limit,
         rows=manifest.rows,
         rows_written=rows,
         shards=len(manifest.shards),

@@ -103,6 +103,7 @@ def _plan(params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, .
         execution=None,
         layout="packed" if first.layout == "merged" else first.layout,
         aligned=first.aligned,
+        limit=first.limit,
         shards=tuple(portion.shard for portion in whole_portions(first, None)),
     )
 

@@ -42,6 +42,17 @@ def plan_shards(
     )
 
 
+def limited(source: Sequence[SourceFile], rows: int | None) -> tuple[SourceFile, ...]:
+    """The source shards as if they ended after `rows` samples in all; all of them for None."""
+    if rows is None:
+        return tuple(source)
+    kept = []
+    for file in source:
+        kept.append(file.model_copy(update={"rows": min(file.rows, rows)}))
+        rows -= kept[-1].rows
+    return tuple(kept)
+
+
 def batches(shard: ShardPlan, batch_size: int) -> Iterator[tuple[Segment, ...]]:
     """The shard's rows in batches of `batch_size`; only its last batch may be smaller."""
     batch: list[Segment] = []

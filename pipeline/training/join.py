@@ -179,6 +179,11 @@ def _check_belongs(source: Source, labels: LabelSet) -> None:
         raise DataError(
             f"{names[0]} and {names[1]} order their classes differently; label this source again"
         )
+    if labels.manifest.limit is not None:
+        raise DataError(
+            f"{names[0]} is partial, of the first {labels.manifest.limit:,} samples of its source; "
+            "run 'softlabel infer' without --limit"
+        )
     recorded = {file.name: file for file in labels.manifest.identity.source}
     for file in source.files:
         if recorded.pop(file.name, None) != file:
