@@ -8,6 +8,7 @@ what EXIF says, as ImageFolder and timm do it.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,13 @@ from softlabel.schemas.teacher import Framing
 # Readers that take nothing but pictures; a few kilobytes may claim to be any number of pixels.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 2**26
+# Of one picture as it is stored: what these pixels take, and far more than anybody's JPEG.
+MOST_BYTES = 2**29
+# Names that such pictures have, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# What a shard reads at a time, whichever is reached first.
+PIECE_PICTURES = 256
+PIECE_BYTES = 64 * 2**20
 # More than eight bits a channel: a conversion would cut off what is above 255.
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # Pictures that a thread decodes in one go.
@@ -39,12 +47,17 @@ class BadPicture(ValueError):
 class Decoder:
     """Decodes with a number of threads; which one decodes what changes nothing.
 
-    workers: threads beside the caller's; 0 for none; default: the processors of this process.
+    workers: threads beside the caller's; 0 for none; default: the processors of this process. A
+    forked process starts threads of its own.
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        count = cpu_threads() if workers is None else workers
-        self._pool = ThreadPoolExecutor(count, "decode") if count else None
+        self._workers = cpu_threads() if workers is None else workers
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(self._workers, "decode") if self._workers else None
 
     def decode_all(self, pictures: Sequence[bytes], framing: Framing) -> Array:
         """The pictures as uint8 `[N, height, width, channels]`.
@@ -60,6 +73,9 @@ class Decoder:
                 except BadPicture as error:
                     raise BadPicture(error.reason, row) from error
 
+        if self._process != os.getpid():
+            # The parent's threads are not here, and its pool would wait for them for ever.
+            self._start()
         run = map if self._pool is None else self._pool.map
         for _ in run(portion, range(0, len(pictures), PORTION)):
             pass
@@ -68,12 +84,20 @@ class Decoder:
 
 def decode(data: bytes, framing: Framing) -> Array:
     """One picture as uint8 `[height, width, channels]`. Raises BadPicture."""
-    image = _converted(_opened(data), framing.channels)
+    if framing.channels not in (1, 3):
+        raise BadPicture(f"encoded pictures have 1 or 3 channels, {framing.channels} are wanted")
+    image = _opened(data)
+    if image.mode in DEEP_MODES:
+        raise BadPicture(
+            f"the picture has more than eight bits a channel (mode {image.mode}); convert it"
+        )
     try:
-        image.load()
-        framed = _framed(image, framing)
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
-        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+        framed = _framed(_converted(image, framing.channels), framing)
+    except BadPicture:
+        raise
+    # Whatever a damaged file makes Pillow's readers stumble over, struct.error and KeyError too.
+    except Exception as error:
+        raise _undecodable(error) from error
     if framed.size != (framing.width, framing.height):
         width, height = framed.size
         raise BadPicture(
@@ -92,18 +116,25 @@ def picture_shape(data: bytes) -> tuple[int, int, int]:
 def _opened(data: bytes) -> Image.Image:
     if not data:
         raise BadPicture("the picture is empty; mend or remove it")
+    if len(data) > MOST_BYTES:
+        raise BadPicture(f"the picture has more than {MOST_BYTES >> 20} MiB; mend or remove it")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise BadPicture(f"it is no picture of a kind that is read ({kinds})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadPicture(f"{error}; {_too_many()}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+        raise BadPicture(f"the picture claims to be huge; {_too_many()}") from error
+    except Exception as error:
+        raise _undecodable(error) from error
     if image.width * image.height > MOST_PIXELS:
         raise BadPicture(f"the picture claims {image.height}x{image.width} pixels; {_too_many()}")
     return image
+
+
+def _undecodable(error: Exception) -> BadPicture:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return BadPicture(f"the picture cannot be decoded ({reason}); mend or remove it")
 
 
 def _too_many() -> str:
@@ -111,17 +142,13 @@ def _too_many() -> str:
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode in DEEP_MODES:
-        raise BadPicture(
-            f"the picture has more than eight bits a channel (mode {image.mode}); convert it"
-        )
-    if channels not in (1, 3):
-        raise BadPicture(f"encoded pictures have 1 or 3 channels, {channels} are wanted")
+    image.load()
     mode = "L" if channels == 1 else "RGB"
-    try:
-        return image if image.mode == mode else image.convert(mode)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadPicture(f"the picture cannot be decoded ({error}); mend or remove it") from error
+    if image.mode == mode:
+        return image
+    # Without an alpha channel it changes no pixel, but makes Pillow warn.
+    image.info.pop("transparency", None)
+    return image.convert(mode)
 
 
 def _framed(image: Image.Image, framing: Framing) -> Image.Image:
@@ -129,12 +156,25 @@ def _framed(image: Image.Image, framing: Framing) -> Image.Image:
         return image
     method = Image.Resampling[framing.interpolation.upper()]
     if framing.resize is None:
-        return image.resize((framing.width, framing.height), method)
+        return _scaled(image, (framing.width, framing.height), method)
     short = min(image.size)
     width, height = (
         framing.resize if side == short else framing.resize * side // short for side in image.size
     )
-    scaled = image if (width, height) == image.size else image.resize((width, height), method)
+    scaled = _scaled(image, (width, height), method)
     left = round((width - framing.width) / 2)
     top = round((height - framing.height) / 2)
     return scaled.crop((left, top, left + framing.width, top + framing.height))
+
+
+def _scaled(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    if size == image.size:
+        return image
+    width, height = size
+    # Pillow scales the width first: a strip of one pixel's width may become gigabytes on the way.
+    if width * max(height, image.height) > MOST_PIXELS:
+        raise BadPicture(
+            f"the picture is {image.height}x{image.width} and would be scaled to {height}x{width}; "
+            f"more than {MOST_PIXELS >> 20} megapixels are not made"
+        )
+    return image.resize(size, method)

@@ -138,7 +138,7 @@ def test_a_missing_source_is_a_parameter_error(tmp_path: Path) -> None:
 
 def test_a_folder_without_shards_is_empty(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(DataError, match=r"the source is empty: no \.parquet file in it"):
+    with pytest.raises(DataError, match=r"the source is empty: it holds no Parquet files"):
         open_source(tmp_path)
 
 

@@ -1,0 +1,184 @@
+"""Pictures stored as arrays of one shape, with labels in an array beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
+from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.sample import Array
+
+PIECE_BYTES = 64 * 2**20
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array in a file, known by its header.
+
+    member: its name in an archive. load: gives the array itself, mapped into memory where that can
+    be; raises DataError.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    load: Callable[[], Array]
+    member: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The file, and the member in it, for messages."""
+        return f"{self.path}" if self.member is None else f"{self.path}: {self.member}"
+
+    def loaded(self) -> Array:
+        """The array. Raises DataError where the file is no longer what its header said."""
+        array = self.load()
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise DataError(f"{self.place}: has another shape now; the file changed, start again")
+        return array
+
+
+class ArrayShard:
+    """Pictures uint8 `[N, height, width]` or `[N, height, width, channels]`, and their labels.
+
+    labels: integers `[N]` or `[N, 1]`, -1 where unknown; None: all unknown. stem, digits: keys are
+    `STEM-NUMBER`. The loaded arrays are kept. Raises DataError where the arrays cannot be used.
+    """
+
+    def __init__(
+        self, pictures: StoredArray, labels: StoredArray | None, stem: str, digits: int = 8
+    ) -> None:
+        _check_pictures(pictures)
+        if labels is not None:
+            _check_labels(pictures, labels)
+        self.name = pictures.path.name
+        self.rows = pictures.shape[0]
+        self.files = [pictures.path]
+        if labels is not None and labels.path != pictures.path:
+            self.files.append(labels.path)
+        self.bytes = sum(file.stat().st_size for file in self.files)
+        self.stated: str | None = None
+        height, width, *channels = pictures.shape[1:]
+        self.shape = (height, width, channels[0] if channels else 1)
+        self.stem = stem
+        self._digits = digits
+        self._pictures = pictures
+        self._labels = labels
+        self._loaded: tuple[Array, pa.Int32Array] | None = None
+
+    def read(self, first: int, rows: int) -> Iterator[ShardRows]:
+        """Rows `first` to `first + rows`, in pieces of at most 64 MiB."""
+        if self._loaded is None:
+            self._loaded = self._pictures.loaded(), self._read_labels()
+        pictures, labels = self._loaded
+        end = first + rows
+        step = max(1, PIECE_BYTES // int(np.prod(self.shape)))
+        for start in range(first, end, step):
+            taken = min(step, end - start)
+            # Copied, so that what is mapped is read here and not by whoever looks at it first.
+            piece = np.array(pictures[start : start + taken], order="C")
+            yield ShardRows(
+                numbered_keys(self.stem, start, taken, self._digits),
+                piece.reshape(taken, *self.shape),
+                labels.slice(start, taken),
+            )
+
+    def keys(self) -> pa.StringArray:
+        """The keys of all rows, in order; nothing is read."""
+        return numbered_keys(self.stem, 0, self.rows, self._digits)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file as it is now; of several, of the lines `SHA-256  NAME`."""
+        digests = [file_sha256(file) for file in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        names = [file.name for file in self.files]
+        lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def reopen(self) -> ArrayShard:
+        """The same arrays for another thread."""
+        return ArrayShard(self._pictures, self._labels, self.stem, self._digits)
+
+    def close(self) -> None:
+        """Let go of the arrays."""
+        self._loaded = None
+
+    def _read_labels(self) -> pa.Int32Array:
+        if self._labels is None:
+            return pa.nulls(self.rows, pa.int32())
+        labels = self._labels.loaded().reshape(-1)
+        limits = np.iinfo(np.int32)
+        bad = (labels > limits.max) | (labels < limits.min)
+        if bad.any():
+            row = int(bad.argmax())
+            key = numbered_keys(self.stem, row, 1, self._digits)[0].as_py()
+            raise DataError(
+                f"{self._labels.place}: key {key!r} has label {labels[row]}; number the classes"
+            )
+        return pa.array(labels.astype(np.int32), mask=labels == UNKNOWN)
+
+
+def array_source(path: Path, shards: Sequence[ArrayShard]) -> Source:
+    """The source of these shards. Raises DataError where keys or shapes do not go together."""
+    check_stems(path, {shard.files[0]: shard.stem for shard in shards})
+    first, *others = shards
+    for shard in others:
+        if shard.shape != first.shape:
+            raise DataError(
+                f"{path}: {shard.name} has pictures of {list(shard.shape)}, {first.name} of "
+                f"{list(first.shape)} [height, width, channels]; bring them to one shape"
+            )
+    return Source(path, shards, (), first.shape)
+
+
+def chosen_one(path: Path, found: Mapping[str, StoredArray], what: str) -> StoredArray | None:
+    """The only one of `found`; None where there is none. Raises DataError where there are more."""
+    if len(found) > 1:
+        names = " and ".join(map(repr, found))
+        raise DataError(f"{path}: the {what} may be in {names}; keep one of them")
+    return next(iter(found.values()), None)
+
+
+def _check_pictures(pictures: StoredArray) -> None:
+    kind = pictures.dtype
+    if kind.kind == "f":
+        raise DataError(
+            f"{pictures.place}: holds pictures of {kind}, only uint8 is read; save what the "
+            "teacher's preprocessing takes as uint8 (from 0..1: np.rint(x * 255).astype('uint8'))"
+        )
+    if kind != np.uint8:
+        raise DataError(
+            f"{pictures.place}: holds pictures of {kind}, only uint8 is read; save values 0..255 "
+            "as uint8"
+        )
+    if len(pictures.shape) not in (3, 4) or 0 in pictures.shape[1:]:
+        raise DataError(
+            f"{pictures.place}: expected pictures [N, height, width] or [N, height, width, "
+            f"channels], got {list(pictures.shape)}; save them so"
+        )
+
+
+def _check_labels(pictures: StoredArray, labels: StoredArray) -> None:
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{labels.place}: holds labels of {labels.dtype}; save the classes' numbers as integers"
+        )
+    if len(labels.shape) != 1 and (len(labels.shape), *labels.shape[1:]) != (2, 1):
+        raise DataError(
+            f"{labels.place}: expected labels [N], got {list(labels.shape)}; save one a picture"
+        )
+    if labels.shape[0] != pictures.shape[0]:
+        raise DataError(
+            f"{pictures.place}: has {pictures.shape[0]} pictures, {labels.place} has "
+            f"{labels.shape[0]} labels; save one label a picture"
+        )

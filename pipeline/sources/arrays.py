@@ -1,0 +1,182 @@
+"""Pictures in NumPy's files: `.npy` with labels beside it, and `.npz` with both.
+
+`NAME.npy` has its labels in `NAME.labels.npy`, `images.npy` also in `labels.npy`. An `.npz` holds
+its pictures as `images`, `x` or `x_train`, its labels as `labels`, `y` or `y_train`. Keys are
+`STEM-00000000` and on. Nothing that is pickled is read.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from softlabel.pipeline.sources.array_shard import (
+    ArrayShard,
+    StoredArray,
+    array_source,
+    chosen_one,
+)
+from softlabel.pipeline.sources.reasons import reason
+from softlabel.pipeline.sources.source import Source, no_such_source
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.sample import Array
+
+LABELS_SUFFIX = ".labels.npy"
+PICTURES = ("images", "x", "x_train")
+LABELS = ("labels", "y", "y_train")
+# What a compressed member may hold: it is unpacked whole.
+MAX_BYTES = 16 * 2**30
+LOCAL_HEADER = struct.Struct("<26xHH")
+FAULTS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+def open_arrays(path: Path, files: Sequence[Path]) -> Source:
+    """The source in these files; those of labels among them are read with their pictures.
+
+    Raises ParameterError where a file is not there, DataError where it cannot be used.
+    """
+    pictures = [file for file in files if not _holds_labels(file)]
+    if not pictures:
+        raise DataError(f"{path}: holds labels and no pictures; name the file of pictures")
+    return array_source(path, [_shard(file) for file in pictures])
+
+
+def _holds_labels(path: Path) -> bool:
+    return path.name == "labels.npy" or path.name.endswith(LABELS_SUFFIX)
+
+
+def _shard(path: Path) -> ArrayShard:
+    if not path.is_file():
+        raise no_such_source(path)
+    if path.suffix == ".npz":
+        pictures, labels = _npz(path)
+        return ArrayShard(pictures, labels, path.stem)
+    beside = [path.with_name(path.stem + LABELS_SUFFIX)]
+    if path.name == "images.npy":
+        beside.append(path.with_name("labels.npy"))
+    labels_path = next((file for file in beside if file.exists()), None)
+    return ArrayShard(_npy(path), None if labels_path is None else _npy(labels_path), path.stem)
+
+
+def _npy(path: Path) -> StoredArray:
+    mapped = _map_npy(path)
+    return StoredArray(path, mapped.shape, mapped.dtype, lambda: _map_npy(path))
+
+
+def _map_npy(path: Path) -> Array:
+    """The array where it lies in the file. Raises DataError where the file is not its size."""
+    try:
+        with open(path, "rb") as file:
+            shape, fortran, dtype = _read_header(file)
+            offset = file.tell()
+        held = path.stat().st_size - offset
+        if held != math.prod(shape) * dtype.itemsize:
+            raise ValueError(_wrong_size(held, shape, dtype))
+        return _map(path, offset, shape, fortran, dtype)
+    except FAULTS as error:
+        raise DataError(
+            f"{path}: is no usable .npy file: {reason(error)}; save it again"
+        ) from error
+
+
+def _npz(path: Path) -> tuple[StoredArray, StoredArray | None]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {
+                name: _member(path, name, archive)
+                for name in (*PICTURES, *LABELS)
+                if f"{name}.npy" in archive.namelist()
+            }
+            held = ", ".join(repr(name.removesuffix(".npy")) for name in archive.namelist())
+    except FAULTS as error:
+        raise _bad_npz(path, error) from error
+    found = {name: members[name] for name in PICTURES if name in members}
+    pictures = chosen_one(path, found, "pictures")
+    if pictures is None:
+        names = ", ".join(map(repr, PICTURES))
+        raise DataError(f"{path}: has none of {names}, it has {held}; name the pictures so")
+    found = {name: members[name] for name in LABELS if name in members}
+    return pictures, chosen_one(path, found, "labels")
+
+
+def _member(path: Path, name: str, archive: zipfile.ZipFile) -> StoredArray:
+    with archive.open(f"{name}.npy") as file:
+        shape, _, dtype = _read_header(file)
+    return StoredArray(path, shape, dtype, lambda: _load_member(path, name), name)
+
+
+def _load_member(path: Path, name: str) -> Array:
+    """A stored member where it lies in the file, a compressed one unpacked whole."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            info = archive.getinfo(f"{name}.npy")
+            shape, fortran, dtype = _read_header(file)
+            header = file.tell()
+            held = info.file_size - header
+            if held != math.prod(shape) * dtype.itemsize:
+                raise ValueError(_wrong_size(held, shape, dtype))
+            if info.compress_type == zipfile.ZIP_STORED:
+                offset = _data_offset(path, info) + header
+                return _map(path, offset, shape, fortran, dtype)
+            if held > MAX_BYTES:
+                raise ValueError(f"{name} has more than {MAX_BYTES >> 30} GiB: use np.savez")
+            data = file.read()
+        array: Array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        return array
+    except FAULTS as error:
+        raise _bad_npz(path, error) from error
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: after the header before it, of its own length."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    return int(info.header_offset + LOCAL_HEADER.size + name + extra)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format is not read")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    return shape, fortran, dtype
+
+
+def _map(
+    path: Path, offset: int, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[np.generic]
+) -> Array:
+    if not math.prod(shape):
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _wrong_size(held: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> str:
+    return f"it holds {held} bytes of values, its header says {list(shape)} of {dtype}"
+
+
+def _bad_npz(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: is no usable .npz file: {reason(error)}; save it again")

@@ -1,0 +1,35 @@
+"""Keys for rows that have none of their own: the file's stem and the row's number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from softlabel.pipeline.sources.source import no_such_source
+from softlabel.schemas.errors import DataError
+
+
+def numbered_keys(stem: str, first: int, rows: int, digits: int = 8) -> pa.StringArray:
+    """The keys `STEM-00000000` and on of rows `first` to `first + rows`."""
+    return pa.array([f"{stem}-{row:0{digits}d}" for row in range(first, first + rows)], pa.string())
+
+
+def check_stems(path: Path, stems: Mapping[Path, str]) -> None:
+    """Refuse files that are not there, and stems that would give two samples one key.
+
+    stems: of each file. Raises ParameterError, DataError.
+    """
+    owners: dict[str, Path] = {}
+    for file, stem in stems.items():
+        if not file.is_file():
+            raise no_such_source(file)
+        if not stem.isprintable():
+            raise DataError(f"{path}: the file name {file.name!r} makes no key; rename the file")
+        other = owners.setdefault(stem, file)
+        if other is not file:
+            raise DataError(
+                f"{path}: {other} and {file} would give their rows the same keys {stem!r}-NUMBER; "
+                "rename one of them"
+            )
