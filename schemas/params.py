@@ -240,7 +240,12 @@ class ExportParams(Record):
     classes: tuple[str, ...] = Field(
         (), description="class names in the order of the outputs; or @FILE with a name a line"
     )
-    height: int | None = Field(None, gt=0, description="picture height [pixels]")
+    height: int | None = Field(
+        None,
+        gt=0,
+        description="picture height; default for timm:NAME, here and below: as timm feeds it "
+        "[pixels]",
+    )
     width: int | None = Field(None, gt=0, description="picture width [pixels]")
     channels: int | None = Field(None, gt=0, description="picture channels")
     resize: Resize = None

@@ -167,14 +167,21 @@ def _stored(labels: LabelSet | None, source: Source, batch_size: int) -> Iterato
     if labels is None:
         yield from itertools.repeat(None)
         return
-    for _, block in JoinedSamples(source.reopen(), labels).in_order(batch_size):
+    for _, block in _labelled(labels, source).in_order(batch_size):
         yield block.logits()
+
+
+def _labelled(labels: LabelSet, source: Source) -> JoinedSamples:
+    """The source as the teacher saw it, with what it said."""
+    framing = labels.manifest.identity.preprocess.framing
+    own = source.reopen().framed(framing, f"the teacher of {labels.folder}")
+    return JoinedSamples(own, labels)
 
 
 def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) -> LabelSetMetrics:
     metrics = ClassifierMetrics(params.bins)
     outside = 0
-    for samples, block in JoinedSamples(source.reopen(), labels).in_order(params.batch_size):
+    for samples, block in _labelled(labels, source).in_order(params.batch_size):
         hard = samples.hard_labels().astype(np.int64)
         known = np.flatnonzero(hard >= 0)
         metrics.add(block.logits()[known], hard[known])

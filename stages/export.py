@@ -23,6 +23,7 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     load_weights,
 )
+from softlabel.pipeline.teachers.timm_config import timm_preprocessing
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Segment, sha256_of
@@ -40,6 +41,8 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     progress = progress or Quiet()
     if params.model.endswith(".json"):
         params = _from_card(params)
+    elif params.model.startswith("timm:"):
+        params = params.model_copy(update=timm_preprocessing(params))
     refuse_folder(params.output)
     spec = _spec(params)
     preprocess = spec.preprocess

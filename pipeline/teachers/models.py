@@ -128,7 +128,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _timm_factory(name: str, channels: int) -> Callable[..., Any]:
-    timm = _library("timm", name)
+    timm = library("timm", name)
 
     def create(**arguments: Any) -> Any:
         return timm.create_model(name, **{"in_chans": channels, "pretrained": False} | arguments)
@@ -137,7 +137,7 @@ def _timm_factory(name: str, channels: int) -> Callable[..., Any]:
 
 
 def _torchvision_factory(name: str) -> Callable[..., Any]:
-    models = _library("torchvision.models", name)
+    models = library("torchvision.models", name)
 
     def create(**arguments: Any) -> Any:
         return models.get_model(name, **{"weights": None} | arguments)
@@ -145,7 +145,8 @@ def _torchvision_factory(name: str) -> Callable[..., Any]:
     return create
 
 
-def _library(module: str, name: str) -> Any:
+def library(module: str, name: str) -> Any:
+    """The library that has model `name`. Raises EnvironmentFault where it does not import."""
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:

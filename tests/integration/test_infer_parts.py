@@ -25,9 +25,7 @@ def ok(command: Command, *words: str) -> str:
     return outcome.stdout
 
 
-def test_a_limited_set_has_the_first_samples(
-    project: Project, command: Command
-) -> None:
+def test_a_limited_set_has_the_first_samples(project: Project, command: Command) -> None:
     ok(command, *INFER, "--output=whole")
     said = ok(command, *INFER, "--output=part", "--limit=37")
     assert "a partial set: the first 37 samples of the source" in said
