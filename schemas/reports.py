@@ -193,13 +193,7 @@ class StudentCard(Record):
     @property
     def framing(self) -> Framing:
         """How encoded pictures come to the student's size."""
-        return Framing(
-            height=self.height,
-            width=self.width,
-            channels=self.channels,
-            resize=self.resize,
-            interpolation=self.interpolation,
-        )
+        return Framing.of(self)
 
 
 class Bin(Record):

@@ -44,6 +44,11 @@ class Framing(Record):
             )
         return self
 
+    @classmethod
+    def of(cls, record: Record) -> Framing:
+        """The framing that stands among the fields of another record."""
+        return cls.model_validate({name: getattr(record, name) for name in cls.model_fields})
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one picture."""
@@ -89,13 +94,7 @@ class Preprocess(Record):
     @property
     def framing(self) -> Framing:
         """How encoded pictures come to that shape."""
-        return Framing(
-            height=self.height,
-            width=self.width,
-            channels=self.channels,
-            resize=self.resize,
-            interpolation=self.interpolation,
-        )
+        return Framing.of(self)
 
 
 class TeacherSpec(Record):
