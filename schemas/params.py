@@ -270,7 +270,10 @@ class InferParams(Record):
     """Run the teacher once over a source and store its logits as a label set."""
 
     teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
-    source: Path = Field(Path("data/train"), description="source to label")
+    source: Path = Field(
+        Path("data/train"),
+        description="source to label: a folder, a file, or a quoted pattern of files",
+    )
     output: Path = Field(Path("labels"), description="label set folder")
     codec: InferCodec = Field(
         "auto",
