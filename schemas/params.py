@@ -44,6 +44,18 @@ ForeignStd = Annotated[
     Field(description="for an ONNX file without our metadata: per-channel deviation"),
 ]
 
+ForeignHeight = Annotated[
+    int | None,
+    Field(
+        gt=0,
+        description="for an ONNX file without our metadata that leaves its picture height open "
+        "[pixels]",
+    ),
+]
+ForeignWidth = Annotated[
+    int | None,
+    Field(gt=0, description="the same for the picture width [pixels]"),
+]
 ForeignResize = Annotated[
     int | None,
     Field(
@@ -189,6 +201,12 @@ class TrainParams(Record):
     width: int | None = Field(
         None, gt=0, description="picture width; default: that of the source's first [pixels]"
     )
+    channels: int | None = Field(
+        None,
+        gt=0,
+        description="picture channels; default: those of stored arrays, of encoded pictures the "
+        "teacher's, or 3",
+    )
     resize: Resize = None
     interpolation: Scaling = None
     shuffle_rows: int = Field(
@@ -324,6 +342,8 @@ class InferParams(Record):
     input_layout: ForeignLayout = None
     mean: ForeignMean = ()
     std: ForeignStd = ()
+    height: ForeignHeight = None
+    width: ForeignWidth = None
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
 
@@ -356,6 +376,8 @@ class PlanParams(Record):
     input_layout: ForeignLayout = None
     mean: ForeignMean = ()
     std: ForeignStd = ()
+    height: ForeignHeight = None
+    width: ForeignWidth = None
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
 

@@ -22,7 +22,7 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
-from softlabel.pipeline.training.cards import find_cards
+from softlabel.pipeline.training.cards import find_cards, read_card
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import make_fabric, predict
 from softlabel.pipeline.training.student import load_student
@@ -65,12 +65,12 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     if labels is not None:
         source = source.naming(labels.classes)
     cards = find_cards(params.models)
+    source = source.naming(read_card(cards[0]).classes)
     fabric = make_fabric(params.device, "32-true")
     progress.start("evaluate", len(cards), "students")
     students: list[StudentMetrics] = []
     runs: list[RunMetrics] = []
-    loaded = [_load(path, source) for path in cards]
-    for members in _by_run(loaded):
+    for members in _by_run([_load(path, source) for path in cards]):
         measured, churn = _measure(members, source, labels, fabric, params)
         students += measured
         runs.append(_over_seeds(measured, churn))
@@ -79,7 +79,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
         output=params.output,
         source=params.source,
         rows=students[0].rows,
-        classes=source.classes or loaded[0].card.classes,
+        classes=source.classes,
         students=tuple(students),
         runs=tuple(runs),
         label_set=None if labels is None else _measure_labels(labels, source, params),
@@ -92,7 +92,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
 
 def _load(path: Path, source: Source) -> _Student:
     card, model = load_student(path)
-    source = source.framed(card.framing, f"student {path}").naming(card.classes)
+    source = source.framed(card.framing, f"student {path}")
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
     return _Student(path, card, model, order, source)
 

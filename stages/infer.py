@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_choice import choose_codec
 from softlabel.pipeline.inference.plan import batches, limited, plan_shards
-from softlabel.pipeline.inference.prior import sampled_prior
+from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.inference.task import Task, open_task
 from softlabel.pipeline.labelset.folder import (
@@ -167,27 +166,26 @@ def _label(
 def _try_teacher(
     params: InferParams, plan: Plan, source: Source, run_teacher: RunTeacher, progress: Progress
 ) -> None:
-    """Compare the teacher with the hard labels of the first 1,024 samples, before anything is kept.
+    """Compare the teacher with the hard labels of some 1,024 samples, before anything is kept.
+
+    They are taken from the whole source, which may stand in the order of its classes.
 
     Wrong preprocessing or class order is the commonest fault and shows here. Raises CheckFailed
     where the top-1 is within two standard errors of chance (of few samples: below the middle
     between chance and perfect). Where a bad teacher is allowed one batch is enough: to learn
     whether it runs, and gives what it is said to give.
     """
-    wanted_rows = 1 if params.allow_bad_teacher else CHECKED_ROWS
-    labelled = correct = seen = 0
-    for segments in itertools.chain.from_iterable(
-        batches(shard, params.batch_size) for shard in plan.shards
-    ):
+    files = limited(source.files, plan.limit)
+    rows = 1 if params.allow_bad_teacher else CHECKED_ROWS
+    sample = ShardPlan(name="sample", rows=rows, segments=tuple(spread_rows(files, rows)))
+    labelled = correct = 0
+    for segments in batches(sample, params.batch_size):
         samples = source.read(segments)
         hard = samples.hard_labels()
         with naming_the_key(samples):
-            rows = shift_output(run_teacher(samples.inputs))
+            shifted = shift_output(run_teacher(samples.inputs))
         labelled += int((hard >= 0).sum())
-        correct += int((hard == rows.top1).sum())
-        seen += len(hard)
-        if seen >= wanted_rows:
-            break
+        correct += int((hard == shifted.top1).sum())
     if not labelled or params.allow_bad_teacher:
         return
     said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
@@ -25,7 +26,7 @@ from softlabel.pipeline.teachers.models import (
 from softlabel.pipeline.training.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.curves import dvclive_curves
 from softlabel.pipeline.training.join import JoinedSamples
-from softlabel.pipeline.training.loop import device_name, make_fabric, train
+from softlabel.pipeline.training.loop import Validation, device_name, make_fabric, train
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
@@ -43,15 +44,15 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     begin = time.perf_counter()
     labels = _soft_labels(params)
     classes = () if labels is None else labels.classes
-    source = _framed(params, open_source(params.source).naming(classes))
+    source = open_source(params.source).naming(classes)
+    framing = _framing(params, source, labels)
+    source = source.framed(framing, "the student")
     if not source.classes:
         raise DataError(
             f"{source.path}: names no classes; train from a label set, or prepare the source with "
             "its class names"
         )
-    validation = None
-    if params.validation is not None:
-        validation = _framed(params, open_source(params.validation).naming(source.classes))
+    validation = _validation(params, source, framing)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
     samples = JoinedSamples(
@@ -143,11 +144,22 @@ def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
     return report.temperature
 
 
-def _framed(params: TrainParams, source: Source) -> Source:
-    """The source with pictures of the size that the student takes."""
+def _framing(params: TrainParams, source: Source, labels: LabelSet | None) -> Framing:
+    """How the student sees pictures: as told, else in the size of the source's first.
+
+    Encoded ones have as many channels as the teacher took, or three: a source may begin with a
+    grey picture and go on in colour.
+    """
     height, width, channels = source.shape
+    if source.framing is not None:
+        taught = None if labels is None else labels.manifest.identity.preprocess.channels
+        channels = params.channels or taught or 3
+    elif params.channels not in (None, channels):
+        raise ParameterError(
+            f"train.channels: is {params.channels}, the pictures of {source.path} have {channels}"
+        )
     try:
-        framing = Framing(
+        return Framing(
             height=params.height or height,
             width=params.width or width,
             channels=channels,
@@ -157,7 +169,17 @@ def _framed(params: TrainParams, source: Source) -> Source:
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ParameterError(f"train: {reason}") from error
-    return source.framed(framing, "the student")
+
+
+def _validation(params: TrainParams, source: Source, framing: Framing) -> Validation | None:
+    """The source to validate on, seen as the student sees it, its classes found by name."""
+    if params.validation is None:
+        return None
+    validation = (
+        open_source(params.validation).naming(source.classes).framed(framing, "the student")
+    )
+    names = (f"source {source.path}", f"source {validation.path}")
+    return Validation(validation, class_map(source.classes, validation.classes, names))
 
 
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:

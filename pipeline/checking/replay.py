@@ -41,7 +41,7 @@ def is_subset(manifest: Manifest, source: Source) -> bool:
     """Whether the set lacks samples or classes of its source."""
     derived = manifest.identity.derived
     fewer_keys = derived is not None and derived.keys_sha256 is not None
-    return fewer_keys or manifest.identity.classes != source.classes
+    return fewer_keys or manifest.limit is not None or manifest.identity.classes != source.classes
 
 
 def stored_rows(

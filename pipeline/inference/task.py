@@ -62,7 +62,8 @@ def open_task(params: InferParams | PlanParams) -> Task:
     """
     told = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = open_source(params.source, params.workers)
-    teacher = open_teacher(params.teacher, told, source.shape)
+    stored = source.shape if source.framing is None else None
+    teacher = open_teacher(params.teacher, told, stored)
     name = f"teacher {params.teacher}"
     source = source.framed(teacher.spec.preprocess.framing, name).naming(teacher.spec.classes)
     names = (name, f"source {params.source}")

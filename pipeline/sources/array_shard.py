@@ -51,11 +51,17 @@ class ArrayShard:
     """Pictures uint8 `[N, height, width]` or `[N, height, width, channels]`, and their labels.
 
     labels: integers `[N]` or `[N, 1]`, -1 where unknown; None: all unknown. stem, digits: keys are
-    `STEM-NUMBER`. The loaded arrays are kept. Raises DataError where the arrays cannot be used.
+    `STEM-NUMBER`. stated: the shard's SHA-256, where it was taken already. The loaded arrays are
+    kept. Raises DataError where the arrays cannot be used.
     """
 
     def __init__(
-        self, pictures: StoredArray, labels: StoredArray | None, stem: str, digits: int = 8
+        self,
+        pictures: StoredArray,
+        labels: StoredArray | None,
+        stem: str,
+        digits: int = 8,
+        stated: str | None = None,
     ) -> None:
         _check_pictures(pictures)
         if labels is not None:
@@ -66,7 +72,8 @@ class ArrayShard:
         if labels is not None and labels.path != pictures.path:
             self.files.append(labels.path)
         self.bytes = sum(file.stat().st_size for file in self.files)
-        self.stated: str | None = None
+        # Numbered rows of one size look alike in any order: only their bytes tell.
+        self.stated: str | None = stated or self.sha256()
         height, width, *channels = pictures.shape[1:]
         self.shape = (height, width, channels[0] if channels else 1)
         self.stem = stem
@@ -107,7 +114,7 @@ class ArrayShard:
 
     def reopen(self) -> ArrayShard:
         """The same arrays for another thread."""
-        return ArrayShard(self._pictures, self._labels, self.stem, self._digits)
+        return ArrayShard(self._pictures, self._labels, self.stem, self._digits, self.stated)
 
     def close(self) -> None:
         """Let go of the arrays."""

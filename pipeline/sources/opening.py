@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from softlabel.pipeline.sources.arrays import open_arrays
+from softlabel.pipeline.sources.arrays import LABELS_SUFFIX, open_arrays
 from softlabel.pipeline.sources.hf_disk import open_hf_disk
 from softlabel.pipeline.sources.hf_parquet import open_hf_parquet
 from softlabel.pipeline.sources.idx import open_idx
@@ -20,9 +22,24 @@ from softlabel.pipeline.sources.tars import open_tars
 from softlabel.schemas.errors import DataError, ParameterError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-# What tells the files of one split apart: their number, and of how many.
-_NUMBERED = re.compile(r"[-_]?\d+([-_]of[-_]\d+)?$")
+# What tells the files of one split apart, the first that is found: number and of how many, with the
+# hash that the Hub sets behind; Spark's number and job; a number by itself; one at the end.
+_NUMBERS = (
+    re.compile(r"\d+[-_]of[-_]\d+(?:[-_](?=[a-z]*\d)[0-9a-z]{6,}(?![0-9a-z]))?", re.IGNORECASE),
+    re.compile(r"(?<=part-)\d+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:[-.]c\d+)?"),
+    re.compile(r"(?<![^\W_])\d+(?!.*(?<![^\W_])\d)"),
+    re.compile(r"\d+$"),
+)
+_ENDING = re.compile(r"(\.tar\.gz|\.tar\.zst|\.labels\.npy|\.[^.]*)$", re.IGNORECASE)
+_SAVED_DATASET = ("state.json", "dataset_dict.json")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class _Split(NamedTuple):
+    """What the names of its files have in common: all but their number and ending."""
+
+    before: str
+    after: str
 
 
 def open_source(path: Path, workers: int | None = None) -> Source:
@@ -58,22 +75,32 @@ def expanded(path: Path) -> list[Path]:
     return found
 
 
-def _alternatives(pattern: str) -> list[str]:
+def _alternatives(pattern: str) -> Iterator[str]:
     braces = _BRACES.search(pattern)
     if braces is None:
-        return [pattern]
-    span = _RANGE.fullmatch(braces[1])
-    if span is None:
-        parts = braces[1].split(",")
-    else:
-        width = len(span[1])
-        parts = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
+        yield pattern
+        return
     before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [name for part in parts for name in _alternatives(before + part + after)]
+    for part in _parts(pattern, braces[1]):
+        yield from _alternatives(before + part + after)
+
+
+def _parts(pattern: str, inside: str) -> Iterator[str]:
+    span = _RANGE.fullmatch(inside)
+    if span is None:
+        yield from inside.split(",")
+        return
+    first, last = int(span[1]), int(span[2])
+    if first > last:
+        raise ParameterError(
+            f"{pattern}: the range {{{inside}}} is empty; write the smaller number first"
+        )
+    for number in range(first, last + 1):
+        yield f"{number:0{len(span[1])}d}"
 
 
 def _open_folder(path: Path) -> Source:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if any((path / name).exists() for name in _SAVED_DATASET):
         return open_hf_disk(path)
     visible = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     files = sorted(entry for entry in visible if _kind(entry) is not None and entry.is_file())
@@ -86,6 +113,7 @@ def _open_folder(path: Path) -> Source:
     if files:
         _refuse_splits(path, files)
         return _open_files(path, files)
+    _refuse_folders(path, visible)
     if any(entry.is_dir() or entry.suffix.lower() in SUFFIXES for entry in visible):
         return open_image_folder(path)
     raise DataError(
@@ -95,6 +123,12 @@ def _open_folder(path: Path) -> Source:
 
 
 def _open_files(path: Path, files: list[Path]) -> Source:
+    folder = next((file for file in files if file.is_dir()), None)
+    if folder is not None:
+        raise ParameterError(
+            f"{folder}: is a folder, and a pattern names files; give the folder alone, or a "
+            "pattern of its files"
+        )
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1 or None in kinds:
         odd = next(file for file in files if _kind(file) != "Parquet")
@@ -131,9 +165,82 @@ def _refuse_splits(path: Path, files: Sequence[Path]) -> None:
 
     Files of one split are numbered and have the rest of the name in common.
     """
-    names = sorted({_NUMBERED.sub("", file.name.split(".")[0]) for file in files})
-    if len(names) > 1 and _kind(files[0]) != "array":
+    splits: dict[_Split, list[Path]] = {}
+    for file in files:
+        if not _holds_labels(file):
+            splits.setdefault(_split(file), []).append(file)
+    if len(splits) > 1:
+        names = ", ".join(sorted(repr(before + after) for before, after in splits))
         raise ParameterError(
-            f"{path}: holds files of several splits ({', '.join(map(repr, names))}); give a "
-            f"pattern, such as {path}/{names[0]}*{files[0].suffix}"
+            f"{path}: holds files of several splits ({names}); give a pattern of one, such as "
+            f"{_pattern(path, *min(splits.items()))}"
         )
+
+
+def _split(file: Path) -> _Split:
+    stem = _ENDING.sub("", file.name)
+    found = next((match for numbers in _NUMBERS if (match := numbers.search(stem))), None)
+    return _Split(stem[: found.start()], stem[found.end() :]) if found else _Split(stem, "")
+
+
+def _pattern(path: Path, split: _Split, files: Sequence[Path]) -> str:
+    """A short pattern that names these files of the folder and, but for labels, no others."""
+    before, after = map(glob.escape, split)
+    ends = after + _ending(files[0])
+    for middle in ("", "*", "[0-9]*"):
+        pattern = f"{glob.escape(str(path))}/{before}{middle}{ends}"
+        if (middle or len(files) == 1) and _pictures_of(pattern) == files:
+            return pattern
+    names = ",".join(file.name for file in files)
+    return f"{path}/{{{names}}}" if len(files) > 1 else f"{path}/{names}"
+
+
+def _ending(file: Path) -> str:
+    found = _ENDING.search(file.name)
+    return found[0] if found else ""
+
+
+def _pictures_of(pattern: str) -> list[Path]:
+    return [file for file in map(Path, sorted(glob.glob(pattern))) if not _holds_labels(file)]
+
+
+def _holds_labels(file: Path) -> bool:
+    return file.name == "labels.npy" or file.name.endswith(LABELS_SUFFIX)
+
+
+def _refuse_folders(path: Path, visible: Sequence[Path]) -> None:
+    """Raise ParameterError where the folders in a folder are sources, and no classes.
+
+    So are folders of Parquet files, tars and arrays, and those whose pictures all lie in folders
+    again, if no folder beside them holds a picture directly.
+    """
+    if any(entry.is_file() and _is_picture(entry.name) for entry in visible):
+        return
+    sources: dict[str, str] = {}
+    for folder in sorted(entry for entry in visible if entry.is_dir() and not entry.is_symlink()):
+        _, _, names = next(os.walk(folder), ("", [], []))
+        if any(map(_is_picture, names)):
+            return
+        if any(_kind(Path(name)) or name in _SAVED_DATASET for name in names if name[0] != "."):
+            sources[folder.name] = "data files"
+        elif _holds_pictures(folder):
+            sources[folder.name] = "folders of pictures"
+    if sources:
+        held = " and ".join(sorted(set(sources.values())))
+        some = [*map(repr, itertools.islice(sources, 5)), *["and so on"] * (len(sources) > 5)]
+        raise ParameterError(
+            f"{path}: is no source, its folders hold {held}; give one of them "
+            f"({', '.join(some)}), such as {path / next(iter(sources))}"
+        )
+
+
+def _holds_pictures(folder: Path) -> bool:
+    for _, folders, names in os.walk(folder):
+        if any(map(_is_picture, names)):
+            return True
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return False
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)

@@ -8,6 +8,7 @@ file's metadata under `softlabel.source`, so that a shard describes itself.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -121,6 +122,12 @@ class CanonicalShard:
 
 def open_canonical(path: Path, files: Sequence[Path]) -> Source:
     """The source in these files. Raises DataError where they do not belong together."""
+    for one, other in itertools.combinations(files, 2):
+        if one.name == other.name:
+            raise DataError(
+                f"{path}: {one} and {other} have one name, and shards are known by theirs; rename "
+                "one of them, or use the folders one by one"
+            )
     headers = {file.name: _read_header(file) for file in files}
     first, *others = headers
     for name in others:

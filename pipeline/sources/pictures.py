@@ -102,7 +102,8 @@ def decode(data: bytes, framing: Framing) -> Array:
         width, height = framed.size
         raise BadPicture(
             f"the picture is {height}x{width}, {framing.height}x{framing.width} is wanted; pass "
-            "--interpolation, with --resize to keep its shape"
+            "--interpolation (and --resize, to keep shapes) to the command that describes the "
+            "model: export, train-student, or infer for somebody else's ONNX file"
         )
     return np.asarray(framed, np.uint8).reshape(framing.shape)
 

@@ -87,6 +87,7 @@ class Source:
         self._decoder = decoder or Decoder()
         self.classes = classes
         self._shards = {shard.name: shard for shard in shards}
+        assert len(self._shards) == len(shards), "two shards have one name"
         self.files = tuple(
             SourceFile(name=shard.name, rows=shard.rows, bytes=shard.bytes, digest=shard.stated)
             for shard in shards

@@ -2,7 +2,7 @@
 
 A sample is a group of adjacent members with one key: the name up to the first dot of its last
 part. Its picture is the member whose whole suffix is that of a picture (`.jpg`, and not
-`.seg.png`); its label stands in `.cls`, or as `label` in `.json`.
+`.seg.png`); its label stands in `.cls`, or as `label` in `.json`, where null and -1 are unknown.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.tar import HEADER
 from softlabel.pipeline.shards.tar_members import Member, member_groups, read_members
 from softlabel.pipeline.shards.tar_samples import CLASS_SUFFIX
+from softlabel.pipeline.sources.picture_columns import UNKNOWN
 from softlabel.pipeline.sources.pictures import (
     MOST_BYTES,
     PIECE_BYTES,
@@ -168,7 +169,7 @@ class PictureTar:
                 f"{self._path}: member {index.keys[row].as_py() + suffix!r} holds no label "
                 f"({error}); mend it or leave it out"
             ) from error
-        return label
+        return None if label == UNKNOWN else label
 
     def _changed(self) -> DataError:
         return DataError(f"{self._path}: the file changed since it was opened; start again")

@@ -31,11 +31,12 @@ class Teacher:
 
 
 def open_teacher(
-    path: Path, told: InferParams | PlanParams, shape: tuple[int, int, int]
+    path: Path, told: InferParams | PlanParams, shape: tuple[int, int, int] | None
 ) -> Teacher:
-    """Read the teacher's file and metadata; `shape` is height, width, channels of the source's.
+    """Read the teacher's file and metadata; `shape` is height, width, channels of stored pictures.
 
-    The file's own size goes first, the source's only fills what it leaves open. A file without our
+    The file's own size goes first, `shape` only fills what it leaves open; None where pictures are
+    encoded and may have any size: then what the file leaves open must be told. A file without our
     metadata takes preprocessing, classes, output and output kind from `told`; one error names all
     that is missing. Raises ParameterError, DataError.
     """
@@ -152,6 +153,8 @@ _TOLD = (
     "input_layout",
     "mean",
     "std",
+    "height",
+    "width",
     "resize",
     "interpolation",
 )
@@ -162,7 +165,7 @@ def _told_spec(
     model: onnx.ModelProto,
     entry: onnx.ValueInfoProto,
     told: InferParams | PlanParams,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int] | None,
 ) -> TeacherSpec:
     import onnx
 
@@ -173,6 +176,8 @@ def _told_spec(
             f"{path}: input {entry.name!r} is neither uint8 nor float32; export it as one of them"
         )
     settled = {"resize", "interpolation"} | ({"mean", "std"} if takes_uint8 else set())
+    sizes = _picture_sizes(entry, told, shape)
+    settled |= {name for name in ("height", "width") if sizes[name] is not None}
     if len(outputs) == 1:
         settled.add("output_name")
     missing = [name for name in _TOLD if name not in settled and not getattr(told, name)]
@@ -182,14 +187,11 @@ def _told_spec(
             f"{path}: has no softlabel metadata and its {_words(missing)} cannot be known; "
             f"pass {flags} (outputs of the file: {', '.join(outputs)})"
         )
-    dimensions = _dimensions(entry)[1:]
-    assert told.input_layout is not None
-    order = (0, 1, 2) if told.input_layout == "NHWC" else (1, 2, 0)
-    height, width, channels = (dimensions[axis] or shape[i] for i, axis in enumerate(order))
+    channels = sizes["channels"] or 3
     fields: dict[str, Any] = {
         "preprocess": {
-            "height": height,
-            "width": width,
+            "height": sizes["height"],
+            "width": sizes["width"],
             "channels": channels,
             "resize": told.resize,
             "interpolation": told.interpolation,
@@ -207,6 +209,21 @@ def _told_spec(
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ParameterError(f"{path}: what params say of this file is wrong: {reason}") from error
+
+
+def _picture_sizes(
+    entry: onnx.ValueInfoProto,
+    told: InferParams | PlanParams,
+    shape: tuple[int, int, int] | None,
+) -> dict[str, int | None]:
+    """What the graph says of its pictures, else what was told, else what the stored ones are."""
+    dimensions = _dimensions(entry)[1:]
+    order = (0, 1, 2) if told.input_layout == "NHWC" else (1, 2, 0)
+    said = {"height": told.height, "width": told.width, "channels": None}
+    return {
+        name: dimensions[axis] or said[name] or (None if shape is None else shape[place])
+        for place, (name, axis) in enumerate(zip(said, order, strict=True))
+    }
 
 
 def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None:

@@ -44,10 +44,11 @@ def _scaling(model: str, config: Any) -> dict[str, Any]:
     """As timm's own evaluation does it: `transforms_imagenet_eval` in its transforms factory."""
     _, height, width = config.input_size
     interpolation = config.interpolation
-    if config.crop_mode not in ("center", "squash") or interpolation not in get_args(Interpolation):
+    known = config.crop_mode == "center" or (config.crop_mode, config.crop_pct) == ("squash", 1)
+    if not known or interpolation not in get_args(Interpolation):
         raise ParameterError(
-            f"{model}: timm scales its pictures by crop mode {config.crop_mode!r} and "
-            f"{interpolation!r}; pass --height, --width and --interpolation"
+            f"{model}: timm scales its pictures by crop mode {config.crop_mode!r} with crop_pct "
+            f"{config.crop_pct:g} and {interpolation!r}; pass --height, --width and --interpolation"
         )
     if config.crop_mode == "squash":
         return {"interpolation": interpolation}

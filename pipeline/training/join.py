@@ -134,11 +134,14 @@ class JoinedSamples:
         assert self._labels is not None
         views = chosen_views(samples.keys, epoch, self._labels.views)
         if not self._labels.manifest.aligned:
-            return self._labels.lookup(samples.keys, views)
+            labels = self._labels.lookup(samples.keys, views)
+            _check_hard_labels(samples, labels, self._labels)
+            return labels
         labels = self._labels.read_source(unit)
         if self._labels.views > 1:
             labels = labels.take(np.arange(len(samples)) * self._labels.views + views)
         _check_joined(samples, labels, views, self._labels)
+        _check_hard_labels(samples, labels, self._labels)
         return labels
 
 
@@ -171,6 +174,22 @@ def _check_joined(
             f"{labelset.folder}: the views of sample {samples.keys[row].as_py()!r} do not stand "
             "in their order; run 'softlabel verify' on the folder"
         )
+
+
+def _check_hard_labels(samples: SampleBlock, labels: LabelBlock, labelset: LabelSet) -> None:
+    """Raise DataError where a sample's hard label is another than when it was labelled.
+
+    Keys that are row numbers stay when the rows are put into another order: this shows it.
+    """
+    if labels.lengths is not None or samples.labels.equals(labels.labels):
+        return
+    differ = pc.not_equal(samples.labels.fill_null(-1), labels.labels.fill_null(-1))
+    row = int(pc.index(differ, True).as_py())
+    raise DataError(
+        f"{labelset.folder}: sample {samples.keys[row].as_py()!r} has hard label "
+        f"{samples.labels[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
+        "the source changed since, run 'softlabel infer' again"
+    )
 
 
 def _check_belongs(source: Source, labels: LabelSet) -> None:

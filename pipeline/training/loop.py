@@ -6,7 +6,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ from softlabel.schemas.reports import EpochRecord
 BATCHES_AHEAD = 4
 VALIDATION_ROWS = 1024
 
+
+class Validation(NamedTuple):
+    """Samples that are not trained on. order: the student's class of each of the source's."""
+
+    source: Source
+    order: tuple[int, ...] | None
+
+
 EpochBatches = Callable[[int], Iterator[TrainingBatch]]
 
 
@@ -35,7 +45,7 @@ def train(
     model: nn.Module,
     batches: EpochBatches,
     steps_per_epoch: int,
-    validation: Source | None,
+    validation: Validation | None,
     on_epoch: Callable[[EpochRecord], None],
     fitted_temperature: float = 1.0,
 ) -> None:
@@ -137,18 +147,21 @@ def _schedule(
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
 
 
-def _validate(model: nn.Module, fabric: Fabric, validation: Source | None) -> dict[str, float]:
+def _validate(model: nn.Module, fabric: Fabric, validation: Validation | None) -> dict[str, float]:
     if validation is None:
         return {}
     metrics = ClassifierMetrics(bins=1)
-    for logits, batch in predict(model, fabric, validation, VALIDATION_ROWS):
+    for logits, batch in predict(model, fabric, validation.source, VALIDATION_ROWS):
         known = batch.labels >= 0
         try:
-            metrics.add(logits.numpy()[known], batch.labels[known])
+            hard = batch.labels[known]
+            order = validation.order
+            hard = hard if order is None else np.asarray(order)[hard]
+            metrics.add(logits.numpy()[known], hard)
         except ValueError as error:
             raise DataError(f"train: validation: {error}; lower --learning-rate") from error
     if metrics.rows == 0:
-        raise DataError(f"{validation.path}: has no hard labels to validate on")
+        raise DataError(f"{validation.source.path}: has no hard labels to validate on")
     return {"validation_accuracy": metrics.accuracy, "validation_nll": metrics.nll}
 
 

@@ -38,7 +38,8 @@ def test_a_limited_set_has_the_first_samples(project: Project, command: Command)
     same = part.lookup(keys), whole.lookup(keys)
     assert same[0].logits().tobytes() == same[1].logits().tobytes()
     assert "made by  softlabel infer --limit 37" in ok(command, "inspect", "--labels=part")
-    ok(command, "verify", "--labels=part", "--source=data/train")
+    verify = ("verify", "--labels=part", "--source=data/train", "--teacher=models/teacher.onnx")
+    assert "replay" in ok(command, *verify)
 
 
 def test_a_limit_beyond_the_source_is_the_whole(project: Project, command: Command) -> None:

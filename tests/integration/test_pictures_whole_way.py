@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import PIL
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 import softlabel
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.parquet import write_source_shard
+from softlabel.schemas.labelset import Segment
+from softlabel.schemas.sample import SampleBlock
+from softlabel.schemas.teacher import Framing
+from softlabel.stages import infer as infer_stage
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -22,6 +30,7 @@ MODEL = (
     '--model-args={"width": 8, "depth": 2, "channels": 3}',
 )
 FRAME = ("--height=24", "--width=20", "--resize=28", "--interpolation=bicubic")
+FRAMING = Framing(height=24, width=20, channels=3, resize=28, interpolation="bicubic")
 TRAIN = ("--epochs=12", "--batch-size=16", "--logger=none", "--source=pictures")
 
 
@@ -108,3 +117,53 @@ def test_a_picture_that_cannot_be_read_stops_the_run(pictures: Project, command:
     assert outcome.code == 3
     assert "'bee/004.jpg'" in outcome.stderr
     assert not Path("labels/labelset.json").exists()
+
+
+def test_a_grey_first_picture_drops_no_colour(pictures: Project, command: Command) -> None:
+    Image.open("pictures/ant/000.jpg").convert("L").save("pictures/ant/000.jpg")
+    ok(command, "train-student", *MODEL, *FRAME, *TRAIN[1:], "--epochs=1", "--output=teacher")
+    assert json.loads(Path("teacher/student.json").read_text())["channels"] == 3
+
+
+def test_validation_is_seen_as_the_student_sees_it(pictures: Project, command: Command) -> None:
+    """Its folder orders the classes otherwise, its pictures have another size."""
+    source = open_source(Path("pictures")).framed(FRAMING, "the test")
+    segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
+    block = source.read(segments)
+    order = ("cow", "ant", "bee")
+    labels = [order.index(CLASSES[label]) for label in block.labels.to_pylist()]
+    turned = SampleBlock(block.keys, block.inputs, pa.array(labels, pa.int32()))
+    Path("stored").mkdir()
+    write_source_shard(Path("stored/part-00000.parquet"), turned, order)
+    train = ("train-student", *MODEL, "--epochs=12", "--batch-size=16", "--logger=none")
+    ok(command, *train, "--source=stored", "--validation=stored", "--output=one")
+    frame = ("--height=24", "--width=20", "--interpolation=bicubic", "--resize=28")
+    ok(command, *train, *frame, "--source=pictures", "--validation=stored", "--output=two")
+    for folder in ("one", "two"):
+        epochs = json.loads(Path(folder, "train.json").read_text())["history"]
+        assert epochs[-1]["validation_accuracy"] > 0.9, folder
+    small = ("--height=16", "--width=16", "--interpolation=bicubic")
+    outcome = command(*train, *small, "--source=pictures", "--validation=stored")
+    assert outcome.code == 3
+    assert (
+        "stored: has pictures of 24x20 with 3 channels, the student takes 16x16" in outcome.stderr
+    )
+
+
+def test_a_teacher_that_knows_one_class_is_no_teacher(
+    pictures: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source stands in the order of its classes: its beginning would agree with it."""
+    monkeypatch.setattr(infer_stage, "CHECKED_ROWS", 16)
+    ok(command, "train-student", *MODEL, *FRAME, *TRAIN, "--output=teacher")
+    ok(command, "export", "--model=teacher/student.json", "--output=teacher.onnx")
+    model = onnx.load("teacher.onnx")
+    for tensor in model.graph.initializer:
+        if list(tensor.dims) == [3] and tensor.name.endswith("bias"):
+            bias = np.array([1e4, 0, 0], np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bias, tensor.name))
+    onnx.save(model, "teacher.onnx")
+    infer = ("infer", "--teacher=teacher.onnx", "--source=pictures", "--batch-size=8")
+    outcome = command(*infer, "--output=labels")
+    assert outcome.code == 1, outcome.stderr
+    assert "chance is 33.3%" in outcome.stderr

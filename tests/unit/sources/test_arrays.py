@@ -18,6 +18,7 @@ import pytest
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources import array_shard, arrays
 from softlabel.pipeline.sources.arrays import open_arrays
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
@@ -383,3 +384,13 @@ def test_what_is_held_is_let_go_on_close(tmp_path: Path) -> None:
     assert shard._loaded is None  # type: ignore[attr-defined]
     (after,) = shard.read(0, 3)
     assert np.array_equal(before.pictures, after.pictures)
+
+
+def test_rows_in_another_order_are_another_source(tmp_path: Path) -> None:
+    pictures = np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3)
+    np.save(tmp_path / "x.npy", pictures)
+    before = open_source(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", pictures[::-1])
+    after = open_source(tmp_path / "x.npy")
+    assert before.files != after.files
+    assert before.reopen().files == before.files

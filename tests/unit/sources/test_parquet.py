@@ -265,3 +265,10 @@ def test_a_flipped_bit_in_the_footer_is_no_traceback(tmp_path: Path) -> None:
         except Exception as error:
             raised[repr(error)] = raised.get(repr(error), 0) + 1
     assert raised == {}
+
+
+def test_two_shards_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_source(tmp_path / folder, (3,))
+    with pytest.raises(DataError, match=r"a/part-00000\.parquet and .*b/part-.* have one name"):
+        open_source(tmp_path / "{a,b}" / "*.parquet")

@@ -191,6 +191,8 @@ def test_a_second_reader_reads_by_itself(tmp_path: Path) -> None:
         ([(".json", b'{"label": 2, "text": "a dog"}')], 2),
         ([(".json", b'{"label": 2}'), (".cls", b"1")], 1),
         ([(".json", b'{"label": null}')], None),
+        ([(".json", b'{"label": -1}')], None),
+        ([(".cls", b"-1")], None),
         ([(".json", b'{"text": "a dog"}')], None),
         ([(".json", b"[1, 2]")], None),
         ([(".txt", b"a dog"), (".seg.png", b"mask"), (".meta.json", b"{")], None),
@@ -239,8 +241,8 @@ def test_labels_outside_the_classes_are_told(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "a.tar", numbered(0, 1, 2)))
     with pytest.raises(DataError, match=r"a\.tar: key 's/n2' has label 2, outside 0\.\.1"):
         whole(source.naming(("a", "b")))
-    source = opened(write(tmp_path / "a.tar", [("a.png", picture(1)), ("a.cls", b"-1")]))
-    with pytest.raises(DataError, match="key 'a' has label -1, outside"):
+    source = opened(write(tmp_path / "a.tar", [("a.png", picture(1)), ("a.cls", b"-2")]))
+    with pytest.raises(DataError, match="key 'a' has label -2, outside"):
         whole(source)
 
 

@@ -81,3 +81,8 @@ def test_padding_is_told_and_not_guessed() -> None:
     ]
     with pytest.raises(ParameterError, match=r"crop mode 'border' .*; pass --height, --width and"):
         timm_preprocessing(params(name))
+
+
+def test_a_crop_of_what_is_squashed_is_told_and_not_guessed() -> None:
+    with pytest.raises(ParameterError, match=r"'squash' with crop_pct 0\.9"):
+        timm_preprocessing(params("dm_nfnet_f0"))

@@ -292,3 +292,25 @@ def test_views_in_another_order_than_the_sets_are_refused(tmp_path: Path, source
     other = aligned(open_labelset(write_set(tmp_path / "turned", packing, [turned])), source)
     with pytest.raises(DataError, match=r"the views of sample 'n\d+' do not stand in their order"):
         order(JoinedSamples(source, other))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_sample_whose_hard_label_changed_is_named(
+    tmp_path: Path, source: Source, aligned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where numbered rows were put into another order: keys, sizes and counts stay."""
+    labels = open_labelset(write_labels(tmp_path / "labels", source))
+    if not aligned:
+        unaligned = labels.manifest.model_copy(update={"aligned": False})
+        monkeypatch.setattr(labels, "manifest", unaligned)
+    read = source.read
+
+    def other_labels(segments: Sequence[Segment]) -> SampleBlock:
+        block = read(segments)
+        turned = [(label + 1) % len(CLASSES) for label in block.labels.to_pylist()]
+        return SampleBlock(block.keys, block.inputs, pa.array(turned, pa.int32()))
+
+    monkeypatch.setattr(source, "read", other_labels)
+    wanted = r"labels: sample 'n\d+' has hard label \d, and \d when it was labelled; the source ch"
+    with pytest.raises(DataError, match=wanted):
+        order(JoinedSamples(source, labels))
