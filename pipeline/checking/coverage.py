@@ -27,7 +27,7 @@ def check_whole_source(manifest: Manifest, source: Source) -> Iterator[Problem]:
             message = f"{source.path} lacks {recorded.name} as it was when it was labelled"
             yield _problem("source", message)
     for name in known:
-        yield _problem("source", f"{source.path / name} was not labelled")
+        yield _problem("source", f"{source.place(name)} was not labelled")
 
 
 def check_whole_coverage(folder: Path, manifest: Manifest, source: Source) -> Iterator[Problem]:

@@ -90,7 +90,7 @@ def check_unlabelled(manifest: Manifest, source: Source) -> Iterator[Problem]:
     for file in source.files:
         lacking = file.rows - labelled.get(file.name, 0)
         if lacking > 0:
-            message = f"{source.path / file.name} has {lacking} samples without labels"
+            message = f"{source.place(file.name)} has {lacking} samples without labels"
             yield Problem(kind="coverage", shard=None, message=message)
 
 
@@ -132,7 +132,7 @@ def check_source(
             yield Problem(
                 kind="source",
                 shard=None,
-                message=f"{source.path / recorded.name} changed since {shard.name} labelled it",
+                message=f"{source.place(recorded.name)} changed since {shard.name} labelled it",
             )
 
 

@@ -151,6 +151,13 @@ class Source:
             self._digests[name] = SourceDigest(name=name, bytes=shard.bytes, sha256=shard.sha256())
         return self._digests[name]
 
+    def place(self, name: str) -> str:
+        """Where shard `name` is, for people to find it."""
+        if self.path.is_dir():
+            return str(self.path / name)
+        # Of a pattern over several folders, the name says which one.
+        return f"{self.path}: {name}" if "/" in name else str(self.path.with_name(name))
+
     def read(self, segments: Sequence[Segment]) -> SampleBlock:
         """The samples of `segments`, one after the other.
 
@@ -180,7 +187,7 @@ class Source:
         if segment.first + segment.rows > shard.rows:
             last = segment.first + segment.rows - 1
             raise DataError(
-                f"{self.path / shard.name}: has {shard.rows} rows, row {last} was asked for; the "
+                f"{self.place(shard.name)}: has {shard.rows} rows, row {last} was asked for; the "
                 "file changed, prepare the source again"
             )
         for rows in shard.read(segment.first, segment.rows):
@@ -203,11 +210,11 @@ class Source:
             return self._decoder.decode_all(rows.pictures, self.framing)
         except BadPicture as error:
             raise DataError(
-                f"{self.path / shard.name}: key {rows.keys[error.row].as_py()!r}: {error.reason}"
+                f"{self.place(shard.name)}: key {rows.keys[error.row].as_py()!r}: {error.reason}"
             ) from error
 
     def _check(self, shard: SourceShard, rows: ShardRows) -> None:
-        place = self.path / shard.name
+        place = self.place(shard.name)
         if rows.keys.null_count:
             raise DataError(f"{place}: a key is null; prepare it again")
         labels = rows.labels
@@ -229,7 +236,7 @@ class Source:
             height, width, channels = picture_shape(rows.pictures[0])
         except BadPicture as error:
             raise DataError(
-                f"{self.path / name}: key {rows.keys[0].as_py()!r}: {error.reason}"
+                f"{self.place(name)}: key {rows.keys[0].as_py()!r}: {error.reason}"
             ) from error
         finally:
             shard.close()

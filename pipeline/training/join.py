@@ -207,7 +207,7 @@ def _check_belongs(source: Source, labels: LabelSet) -> None:
     for file in source.files:
         if recorded.pop(file.name, None) != file:
             raise DataError(
-                f"{names[0]} does not hold the labels of {source.path / file.name} as it is now; "
+                f"{names[0]} does not hold the labels of {source.place(file.name)} as it is now; "
                 "run 'softlabel infer' over this source"
             )
 

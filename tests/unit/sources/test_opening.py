@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softlabel.pipeline.sources.opening import expanded, open_source
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.patterns import expanded
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.teacher import Framing
 from tests.unit.builders import samples, write_source
@@ -216,3 +217,10 @@ def test_hidden_folders_are_no_sources(tmp_path: Path) -> None:
     made(tmp_path, "ant/.cache/1.png", "ant/.a.parquet", ".cache/a.parquet")
     with pytest.raises(DataError, match="the source is empty"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("spelt", ["train", "train/part-00000.parquet", "train/*.parquet"])
+def test_a_shard_is_named_where_people_find_it(tmp_path: Path, spelt: str) -> None:
+    write_source(tmp_path / "train", (3,))
+    source = open_source(tmp_path / spelt)
+    assert source.place("part-00000.parquet") == str(tmp_path / "train/part-00000.parquet")
