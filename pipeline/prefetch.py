@@ -12,6 +12,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class Abandoned(BaseException):
+    """The program ends while a thread still waits for the items of another."""
+
+
 class _End:
     """Marks the end of the items; carries the error that ended them, if any."""
 
@@ -38,7 +42,18 @@ class _Feeder(Generic[T]):
             if close is not None:
                 with contextlib.suppress(Exception):
                     close()
-            self._put(_End(error))
+            self._finish(_End(error))
+            # The error's traceback holds this frame: together they would keep all items alive.
+            del error
+
+    def _finish(self, end: _End) -> None:
+        if self._put(end):
+            return
+        # Whoever waits for an item now would wait for ever.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.queue.get_nowait()
+        self.queue.put_nowait(_End(Abandoned()))
 
     def _put(self, item: T | _End) -> bool:
         while not self.stopped.is_set():
@@ -74,8 +89,12 @@ def prefetch(items: Iterator[T], depth: int, name: str) -> Generator[T, None, No
         while True:
             item = feeder.queue.get()
             if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+                try:
+                    if item.error is not None:
+                        raise item.error
+                finally:
+                    # As above: the error's traceback holds this frame.
+                    del item
                 return
             yield item
     finally:

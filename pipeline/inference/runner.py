@@ -1,14 +1,15 @@
 """The inference loop: read, run the teacher, encode and write, at the same time.
 
 Reading, the teacher and encoding each have a thread, writing has the caller's; the queues between
-them are bounded, so a slow disk slows the run and memory stays constant.
+them are bounded, so a slow disk slows the run and memory stays constant. A step that fails ends
+those before it first, so that nothing works on when the error is told.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.codecs.codec import ShiftedRows, encode_rows, shift_rows
+from softlabel.pipeline.codecs.codec import Codec, ShiftedRows, encode_rows, shift_rows
 from softlabel.pipeline.inference.plan import batches
 from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, place
 from softlabel.pipeline.prefetch import prefetch
@@ -105,32 +106,39 @@ def _read(
 
 
 def _run(
-    read: Iterator[tuple[ShardPlan, SampleBlock]], run_teacher: RunTeacher, busy: BusyTime
+    read: Generator[tuple[ShardPlan, SampleBlock], None, None],
+    run_teacher: RunTeacher,
+    busy: BusyTime,
 ) -> Iterator[_Batch]:
-    for shard, samples in read:
-        begin = time.perf_counter()
-        output = run_teacher(samples.inputs)
-        busy.teacher += time.perf_counter() - begin
-        yield _Batch(shard, samples, output)
+    with contextlib.closing(read):
+        for shard, samples in read:
+            begin = time.perf_counter()
+            output = run_teacher(samples.inputs)
+            busy.teacher += time.perf_counter() - begin
+            yield _Batch(shard, samples, output)
 
 
 def _encode(
-    ran: Iterator[_Batch], packing: Packing, shards: int, busy: BusyTime
+    ran: Generator[_Batch, None, None], packing: Packing, shards: int, busy: BusyTime
 ) -> Iterator[_Encoded]:
-    codec = packing.codec
     shard: ShardPlan | None = None
-    for batch in ran:
-        begin = time.perf_counter()
-        if batch.shard is not shard:
-            shard = batch.shard
-            tally = Tally(packing.identity.temperatures, measured_rows(shards))
-        samples, logits = batch.samples, batch.output.logits
-        with naming_the_key(samples):
-            rows = encode_rows(codec, logits, batch.output.features)
-        block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
-        tally.add(block, _as_said(logits))
-        busy.encode += time.perf_counter() - begin
-        yield _Encoded(shard, block, tally)
+    with contextlib.closing(ran):
+        for batch in ran:
+            begin = time.perf_counter()
+            if batch.shard is not shard:
+                shard = batch.shard
+                tally = Tally(packing.identity.temperatures, measured_rows(shards))
+            block = _labelled(batch, packing.codec)
+            tally.add(block, _as_said(batch.output.logits))
+            busy.encode += time.perf_counter() - begin
+            yield _Encoded(shard, block, tally)
+
+
+def _labelled(batch: _Batch, codec: Codec) -> LabelBlock:
+    samples, output = batch.samples, batch.output
+    with naming_the_key(samples):
+        rows = encode_rows(codec, output.logits, output.features)
+    return LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
 
 
 def _as_said(logits: Logits) -> Reference:

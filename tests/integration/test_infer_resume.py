@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ import softlabel
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, Plan, Receipt, Segment, canonical_json
 from softlabel.schemas.params import InferParams
+from softlabel.stages import infer
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -437,3 +440,19 @@ def test_unknown_hard_labels_stay_unknown(empty_project: Project, command: Comma
     assert command(*SMALL).code == 0
     (block,) = softlabel.open("labels").batches(500)
     assert block.labels.null_count == 500
+
+
+def test_a_run_that_fails_leaves_no_step_working(project: Project) -> None:
+    """The reader and the teacher are told to stop before the error is, and are gone by then."""
+    project.teacher("models/poisoned.onnx", poisoned=True)
+    project.source("data/bad", shards=(300, 5000), poisoned=[333])
+    params = InferParams(
+        teacher=Path("models/poisoned.onnx"),
+        source=Path("data/bad"),
+        batch_size=8,
+        allow_bad_teacher=True,
+    )
+    with pytest.raises(DataError, match="logits hold NaN for key 'sample-000333'"):
+        infer.run(params)
+    working = {thread.name for thread in threading.enumerate()}
+    assert not working & {"read", "teacher", "encode"}

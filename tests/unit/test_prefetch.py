@@ -1,5 +1,9 @@
+import gc
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -126,3 +130,44 @@ def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
     assert "reader" not in names_of_threads()
     items.close()
     assert source.made == 0
+
+
+def test_a_chain_that_is_left_open_ends_with_the_program() -> None:
+    """The second thread waits for the first one's item at that moment."""
+    program = """
+import time
+from softlabel.pipeline.prefetch import prefetch
+
+def slow():
+    yield 0
+    while True:
+        time.sleep(0.5)
+        yield 1
+
+read = prefetch(slow(), 1, "reader")
+ran = prefetch((item for item in read), 1, "teacher")
+print(next(ran))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_an_error_is_let_go_of_with_what_it_held() -> None:
+    """Without a cycle, so that nothing upstream lives until the collector comes by."""
+    held = Source(1)
+    gone = weakref.ref(held)
+
+    def fail(source: Source) -> Iterator[int]:
+        yield from source
+        raise ValueError("no more")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no more") as caught:
+            list(prefetch(fail(held), 1, "reader"))
+        del caught, held
+        assert gone() is None
+    finally:
+        gc.enable()
