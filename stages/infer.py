@@ -182,7 +182,7 @@ def _try_teacher(
     for segments in batches(sample, params.batch_size):
         samples = source.read(segments)
         hard = samples.hard_labels()
-        with naming_the_key(samples):
+        with naming_the_key(samples.keys):
             shifted = shift_output(run_teacher(samples.inputs))
         labelled += int((hard >= 0).sum())
         correct += int((hard == shifted.top1).sum())

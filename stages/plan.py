@@ -161,7 +161,7 @@ def _outputs(
         output = world.run_teacher(samples.inputs)
         clock.read += read - begin
         clock.teacher += time.perf_counter() - read
-        with naming_the_key(samples):
+        with naming_the_key(samples.keys):
             shift_output(output)
         yield samples, output
         progress.advance(len(samples))

@@ -37,7 +37,7 @@ def sampled_prior(
     sample = ShardPlan(name="sample", rows=rows, segments=tuple(segments))
     for batch in batches(sample, batch_size):
         samples = source.read(batch)
-        with naming_the_key(samples):
+        with naming_the_key(samples.keys):
             prior.add(shift_output(run_teacher(samples.inputs)).d)
     return prior.logits()
 

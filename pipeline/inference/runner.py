@@ -17,7 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.codecs.codec import Codec, ShiftedRows, encode_rows, shift_rows
+from softlabel.pipeline.codecs.codec import (
+    CHUNK_VALUES,
+    Codec,
+    ShiftedRows,
+    encode_rows,
+    shift_rows,
+)
 from softlabel.pipeline.inference.plan import batches
 from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, place
 from softlabel.pipeline.prefetch import prefetch
@@ -32,6 +38,8 @@ from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
 from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock, TeacherOutput
 
 QUEUE_BATCHES = 4
+# A few rows cost what NumPy's calls cost: so many batches at most are packed in one go.
+GATHERED_BATCHES = 8
 
 
 @dataclass
@@ -50,8 +58,11 @@ class BusyTime:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    """What the teacher said of some samples of a shard; their pictures are let go of."""
+
     shard: ShardPlan
-    samples: SampleBlock
+    keys: pa.StringArray
+    labels: pa.Int32Array
     output: TeacherOutput
 
 
@@ -115,7 +126,7 @@ def _run(
             begin = time.perf_counter()
             output = run_teacher(samples.inputs)
             busy.teacher += time.perf_counter() - begin
-            yield _Batch(shard, samples, output)
+            yield _Batch(shard, samples.keys, samples.labels, output)
 
 
 def _encode(
@@ -123,22 +134,60 @@ def _encode(
 ) -> Iterator[_Encoded]:
     shard: ShardPlan | None = None
     with contextlib.closing(ran):
-        for batch in ran:
+        for gathered in _gathered(ran):
             begin = time.perf_counter()
-            if batch.shard is not shard:
-                shard = batch.shard
+            if gathered[0].shard is not shard:
+                shard = gathered[0].shard
                 tally = Tally(packing.identity.temperatures, measured_rows(shards))
-            block = _labelled(batch, packing.codec)
-            tally.add(block, _as_said(batch.output.logits))
+            block = _labelled(_joined(gathered), packing.codec)
+            first = 0
+            # Each batch as the teacher said it: a product with the head rounds by its rows.
+            for batch in gathered:
+                tally.add(block.slice(first, len(batch.keys)), _as_said(batch.output.logits))
+                first += len(batch.keys)
             busy.encode += time.perf_counter() - begin
             yield _Encoded(shard, block, tally)
 
 
+def _gathered(ran: Iterator[_Batch]) -> Iterator[list[_Batch]]:
+    """Consecutive batches of one shard that are small enough to be packed together."""
+    held: list[_Batch] = []
+    for batch in ran:
+        if held and not _fit_together(held, batch):
+            yield held
+            held = []
+        held.append(batch)
+    if held:
+        yield held
+
+
+def _fit_together(held: list[_Batch], batch: _Batch) -> bool:
+    values = sum(one.output.logits.size for one in (*held, batch))
+    same = held[0].shard is batch.shard
+    return same and len(held) < GATHERED_BATCHES and values <= CHUNK_VALUES
+
+
+def _joined(batches: list[_Batch]) -> _Batch:
+    first, *others = batches
+    if not others:
+        return first
+    outputs = [batch.output for batch in batches]
+    features = [output.features for output in outputs if output.features is not None]
+    return _Batch(
+        first.shard,
+        pa.concat_arrays([batch.keys for batch in batches]),
+        pa.concat_arrays([batch.labels for batch in batches]),
+        TeacherOutput(
+            np.concatenate([output.logits for output in outputs]),
+            np.concatenate(features) if features else None,
+        ),
+    )
+
+
 def _labelled(batch: _Batch, codec: Codec) -> LabelBlock:
-    samples, output = batch.samples, batch.output
-    with naming_the_key(samples):
-        rows = encode_rows(codec, output.logits, output.features)
-    return LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
+    with naming_the_key(batch.keys):
+        rows = encode_rows(codec, batch.output.logits, batch.output.features)
+    return LabelBlock(batch.keys, batch.labels, rows.top1, rows.shift, rows.columns, codec)
 
 
 def _as_said(logits: Logits) -> Reference:
@@ -182,14 +231,14 @@ def shift_output(output: TeacherOutput) -> ShiftedRows:
 
 
 @contextlib.contextmanager
-def naming_the_key(samples: SampleBlock) -> Iterator[None]:
-    """Turn a codec's refusal of a row of `samples` into a DataError that names its key."""
+def naming_the_key(keys: pa.StringArray) -> Iterator[None]:
+    """Turn a codec's refusal of a row into a DataError that names its key."""
     try:
         yield
     except ValueError as error:
         reason, row = error.args
         raise DataError(
-            f"{reason} for key {samples.keys[row].as_py()!r}; check the teacher and its "
+            f"{reason} for key {keys[row].as_py()!r}; check the teacher and its "
             "preprocessing, or take another codec"
         ) from error
 
