@@ -20,6 +20,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import (
     PictureModel,
     build_model,
+    check_fits,
     count_parameters,
     weights_bytes,
 )
@@ -193,7 +194,9 @@ def _picture_model(params: TrainParams, source: Source) -> PictureModel:
                 f"{channels} channels; give one each"
             )
     inner = build_model(params.model, params.model_args, len(source.classes), channels)
-    return PictureModel(inner, mean, std)
+    model = PictureModel(inner, mean, std)
+    check_fits(model, params.model, source.shape, len(source.classes))
+    return model
 
 
 def _curves(

@@ -72,6 +72,34 @@ def build_model(
     return model
 
 
+def check_fits(
+    model: PictureModel, reference: str, shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Raise ParameterError where `model` does not turn pictures of `shape` into logits.
+
+    shape: height, width and channels. Tried on two black pictures, in eval mode.
+    """
+    height, width, channels = shape
+    given = f"pictures of {height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros((2, *shape), dtype=torch.uint8))
+    except Exception as error:  # the user's module may raise anything
+        raise ParameterError(
+            f"model {reference!r}: does not take {given}: {type(error).__name__}: {error}; mend "
+            "model_args, or the height, width and channels of the pictures"
+        ) from error
+    finally:
+        model.train(training)
+    found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != [2, num_classes]:
+        raise ParameterError(
+            f"model {reference!r}: makes {found} of two {given}, must make [2, {num_classes}]; "
+            "mend it or its model_args"
+        )
+
+
 def count_parameters(model: nn.Module) -> int:
     """Values of all parameters of `model`."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -418,6 +418,14 @@ def test_read_only_source_is_enough(project: Project, command: Command) -> None:
     Path("data/train").chmod(0o755)
 
 
+def test_a_student_that_does_not_take_the_pictures(project: Project, command: Command) -> None:
+    """Known before the first step, and before anything is written."""
+    words = ("--model-args", '{"channels": 3}', "--logger=none", "--output=student")
+    outcome = command("train-student", "--model=softlabel.pipeline.small_models:conv_net", *words)
+    assert_refused(outcome, USAGE, "conv_net", "8x8 with 1 channel", "model_args")
+    assert not Path("student").exists()
+
+
 class TestExport:
     """What stops an export; nothing may stand under the output's name afterwards."""
 

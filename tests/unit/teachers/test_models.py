@@ -12,6 +12,7 @@ from torch import nn
 from softlabel.pipeline.teachers.models import (
     PictureModel,
     build_model,
+    check_fits,
     count_parameters,
     load_weights,
     weights_bytes,
@@ -128,6 +129,36 @@ def test_picture_model_scales_and_reorders() -> None:
     wanted = [[[[-1.0], [1.0]], [[0.5], [0.1]]]]
     assert model(pixels).shape == (1, 2, 2, 1)
     torch.testing.assert_close(model(pixels), torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    ("inner", "problem"),
+    [
+        (nn.Conv2d(1, 3, 2), "does not take pictures of 2x2 with 3 channels: RuntimeError"),
+        (nn.Identity(), r"makes \[2, 3, 2, 2\] of two pictures of 2x2 with 3 channels, must make"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 5)),
+            r"makes \[2, 5\] of .*, must make \[2, 4\]",
+        ),
+        (nn.LSTM(2, 2), "does not take pictures of 2x2 with 3 channels"),
+    ],
+    ids=["channels", "axes", "classes", "no picture model"],
+)
+def test_a_model_that_does_not_fit_the_pictures(inner: nn.Module, problem: str) -> None:
+    model = PictureModel(inner, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ParameterError, match=f"model 'mine:net': {problem}"):
+        check_fits(model, "mine:net", (2, 2, 3), 4)
+    assert model.training
+
+
+def test_a_model_that_fits_is_left_as_it_was() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = PictureModel(
+        nn.Sequential(norm, nn.Flatten(), nn.Linear(12, 4)), (0.5,) * 3, (0.5,) * 3
+    )
+    check_fits(model, "mine:net", (2, 2, 3), 4)
+    assert model.training and norm.training
+    assert norm.num_batches_tracked == 0
 
 
 def test_preprocessing_is_no_part_of_the_weights() -> None:
