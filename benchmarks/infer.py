@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params = _world(arguments)
     source = open_source(params.source)
-    teacher = open_teacher(params.teacher, params, source.shape)
+    teacher = open_teacher(params.teacher[0], params, source.shape)
     session = TeacherSession(teacher, params.device, params.batch_size)
     batches = _preload(source, params.batch_size)
     session.run(batches[0])

@@ -76,9 +76,38 @@ class Derivation(Record):
     temperature: float | None = None
 
 
+class Member(Record):
+    """One teacher of an ensemble; fields as in `Identity`.
+
+    class_map: for each class of the first member, this one's output column; null when in order.
+    """
+
+    teacher_sha256: tuple[str, ...]
+    preprocess: Preprocess
+    class_map: tuple[int, ...] | None = None
+    output: str
+    output_kind: OutputKind
+    probability_floor: float | None = None
+
+
+class Ensemble(Record):
+    """Teachers whose mean was stored; weights sum to 1.
+
+    temperature: of the probabilities, where these were averaged, else null.
+    """
+
+    members: tuple[Member, ...]
+    weights: tuple[float, ...]
+    mean: Literal["logits", "probs"]
+    temperature: float | None = None
+
+
 class Identity(Record):
     """All that decides a label's value; two sets with equal identities hold equal labels.
 
+    teacher_sha256: of the teacher's file and of each with its external data; of all teachers of an
+    ensemble, whose first one's are preprocess, output, output_kind and probability_floor, and whose
+    outputs class_map numbers. ensemble: null for a single teacher.
     probability_floor: what smaller probabilities were taken for, where the teacher gave those.
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
@@ -94,6 +123,7 @@ class Identity(Record):
     output: str
     output_kind: OutputKind
     probability_floor: float | None = None
+    ensemble: Ensemble | None = None
     source: tuple[SourceFile, ...]
     views: int = 1
     seed: int = 0

@@ -6,10 +6,11 @@ takes its flags, types and help from here, so a parameter is declared once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Interpolation, OutputKind
@@ -17,7 +18,52 @@ from softlabel.schemas.teacher import Interpolation, OutputKind
 Device = Literal["auto", "cpu", "cuda"]
 IfDifferent = Literal["error", "replace"]
 InferCodec = Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
+MeanOf = Literal["logits", "probs"]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _several(value: object) -> object:
+    """A list of the one path that was given."""
+    return (value,) if isinstance(value, str | Path) else value
+
+
+def _check_mean(
+    members: int, kind: str, weights: Sequence[float], mean: MeanOf, temperature: float | None
+) -> None:
+    if weights and len(weights) != members:
+        raise ValueError(f"weights are {len(weights)} for {members} {kind}; give one each")
+    if mean == "probs" and temperature is None:
+        raise ValueError("mean 'probs' needs the temperature of the probabilities; give one")
+    if mean == "logits" and temperature is not None:
+        raise ValueError("temperature is of mean 'probs'; leave it out for mean 'logits'")
+
+
+Paths = Annotated[
+    tuple[Path, ...], BeforeValidator(_several, json_schema_input_type=Path | tuple[Path, ...])
+]
+Teachers = Annotated[
+    Paths,
+    Field(
+        min_length=1,
+        description="the teacher's ONNX file; given several times, an ensemble: the mean of what "
+        "they say, their classes mapped by name to the first one's",
+    ),
+]
+Weights = Annotated[
+    tuple[Positive, ...],
+    Field(description="weight of each teacher of an ensemble, in their order; default: all alike"),
+]
+EnsembleMean = Annotated[
+    MeanOf,
+    Field(
+        description="what is averaged over an ensemble: raw logits, or probabilities at a "
+        "temperature"
+    ),
+]
+EnsembleTemperature = Annotated[
+    Positive | None,
+    Field(description="for mean_of 'probs': T of the probabilities that are averaged"),
+]
 
 ForeignClasses = Annotated[
     tuple[str, ...],
@@ -287,12 +333,15 @@ class ExportParams(Record):
 class InferParams(Record):
     """Run the teacher once over a source and store its logits as a label set."""
 
-    teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
+    teacher: Teachers = (Path("models/teacher.onnx"),)
     source: Path = Field(
         Path("data/train"),
         description="source to label: a folder, a file, or a quoted pattern of files",
     )
     output: Path = Field(Path("labels"), description="label set folder")
+    weights: Weights = ()
+    mean_of: EnsembleMean = "logits"
+    mean_temperature: EnsembleTemperature = None
     codec: InferCodec = Field(
         "auto",
         description="how a row's logits are packed; 'auto' is dense-f16 up to 4,096 classes, "
@@ -347,12 +396,26 @@ class InferParams(Record):
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
 
+    @model_validator(mode="after")
+    def _the_mean_is_of_these_teachers(self) -> InferParams:
+        if len(self.teacher) == 1 and (self.weights or self.mean_of == "probs"):
+            raise ValueError(
+                "weights and mean_of are of an ensemble, and there is one teacher; give several"
+            )
+        _check_mean(
+            len(self.teacher), "teachers", self.weights, self.mean_of, self.mean_temperature
+        )
+        return self
+
 
 class PlanParams(Record):
     """Try the codecs on a sample of the source before the long run: bytes, fidelity and time."""
 
-    teacher: Path = Field(Path("models/teacher.onnx"), description="the teacher's ONNX file")
+    teacher: Teachers = (Path("models/teacher.onnx"),)
     source: Path = Field(Path("data/train"), description="source that shall be labelled")
+    weights: Weights = ()
+    mean_of: EnsembleMean = "logits"
+    mean_temperature: EnsembleTemperature = None
     rows: int = Field(
         4096, ge=1, description="samples run through the teacher, spread over the source [rows]"
     )
@@ -381,6 +444,17 @@ class PlanParams(Record):
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
 
+    @model_validator(mode="after")
+    def _the_mean_is_of_these_teachers(self) -> PlanParams:
+        if len(self.teacher) == 1 and (self.weights or self.mean_of == "probs"):
+            raise ValueError(
+                "weights and mean_of are of an ensemble, and there is one teacher; give several"
+            )
+        _check_mean(
+            len(self.teacher), "teachers", self.weights, self.mean_of, self.mean_temperature
+        )
+        return self
+
 
 class VerifyParams(Record):
     """Find out whether a label set is whole and says what its teacher says."""
@@ -389,8 +463,10 @@ class VerifyParams(Record):
     source: Path | None = Field(
         None, description="its source, to check coverage; default: coverage is not checked"
     )
-    teacher: Path | None = Field(
-        None, description="its teacher, to run samples again; needs the source too"
+    teacher: Paths = Field(
+        (),
+        description="its teacher, to run samples again; needs the source too, and of an ensemble "
+        "every teacher",
     )
     replay: int = Field(256, ge=2, description="samples run through the teacher again [rows]")
     seed: int = Field(0, ge=0, description="seed of the choice of those samples")
@@ -466,7 +542,7 @@ class MergeParams(Record):
     weights: tuple[Positive, ...] = Field(
         (), description="weight of each label set, in their order; default: all alike"
     )
-    mean: Literal["logits", "probs"] = Field(
+    mean: MeanOf = Field(
         "logits", description="what is averaged: raw logits, or probabilities at a temperature"
     )
     temperature: Positive | None = Field(
@@ -484,14 +560,7 @@ class MergeParams(Record):
 
     @model_validator(mode="after")
     def _weights_and_temperature_fit(self) -> MergeParams:
-        if self.weights and len(self.weights) != len(self.labels):
-            raise ValueError(
-                f"weights are {len(self.weights)} for {len(self.labels)} label sets; give one each"
-            )
-        if self.mean == "probs" and self.temperature is None:
-            raise ValueError("mean 'probs' needs the temperature of the probabilities; give one")
-        if self.mean == "logits" and self.temperature is not None:
-            raise ValueError("temperature is of mean 'probs'; leave it out for mean 'logits'")
+        _check_mean(len(self.labels), "label sets", self.weights, self.mean, self.temperature)
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from softlabel.schemas.labelset import CodecName, Derivation, Layout, Making
+from softlabel.schemas.labelset import CodecName, Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Framing, Interpolation
 
@@ -116,7 +116,7 @@ class CodecPlanReport(Record):
     does it; null where none fits. notes: what else to know, a line each.
     """
 
-    teacher: Path
+    teacher: tuple[Path, ...]
     source: Path
     rows: int
     sampled: int
@@ -338,16 +338,17 @@ class RowView(Record):
 class InspectReport(Record):
     """What a label set holds. entropy: mean entropy of the soft targets in nats, by temperature.
 
-    making: the command that made it. derived: from which sets it came, null where a teacher made
-    it. positions: those of all rows where rows are sequences, else null. features: width of the
-    stored inner output, null without one. reference: what kl_mean is the KL to. labelled: rows
-    (positions) with a hard label. label_accuracy: share of these whose top-1 equals it, null
-    without any.
+    ensemble: how several teachers made it in one pass, else null. making: the command that made
+    it. derived: from which sets it came, null where teachers made it. positions: those of all rows
+    where rows are sequences, else null. features: width of the stored inner output, null without
+    one. reference: what kl_mean is the KL to. labelled: rows (positions) with a hard label.
+    label_accuracy: share of these whose top-1 equals it, null without any.
     """
 
     labels: Path
     identity_sha256: str
     teacher_sha256: tuple[str, ...]
+    ensemble: Ensemble | None
     making: Making
     derived: Derivation | None
     codec: str

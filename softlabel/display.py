@@ -109,7 +109,7 @@ def _plan(report: Any) -> str:
     lines = [
         f"tried on {report.sampled:,} of {report.rows:,} samples of {report.source}, "
         f"{report.classes:,} classes",
-        f"teacher {report.teacher} on {report.device}: "
+        f"teacher {', '.join(map(str, report.teacher))} on {report.device}: "
         f"{report.teacher_samples_per_second:,.0f} samples/s",
         "",
         f"{'codec':<17}{'bytes/sample':>13}{'whole set':>12}{'same top-1':>12}"
@@ -235,6 +235,7 @@ def _inspect(report: Any) -> str:
         f"classes  {_class_words(report.classes)}",
         f"identity {report.identity_sha256}",
         f"teacher  {' '.join(report.teacher_sha256)}",
+        *_ensemble_lines(report.ensemble),
         f"made by  {report.making.command}",
         *_derivation_lines(report.derived),
     ]
@@ -283,14 +284,24 @@ def _derivation_lines(derived: Any) -> list[str]:
     parents = ", ".join(parent[:12] for parent in derived.parents)
     parts = [f"{derived.verb} of {parents} (was {', then '.join(derived.codecs)})"]
     if derived.mean is not None:
-        weights = " : ".join(f"{weight:g}" for weight in derived.weights)
-        at = "" if derived.temperature is None else f" at T={derived.temperature:g}"
-        parts.append(f"mean of {derived.mean}{at}, weights {weights}")
+        parts.append(_mean_words(derived))
     if derived.class_ids is not None:
         parts.append(f"{len(derived.class_ids):,} of its classes")
     if derived.keys_sha256 is not None:
         parts.append(f"the keys {derived.keys_sha256[:12]} only")
     return [f"from     {'; '.join(parts)}"]
+
+
+def _ensemble_lines(ensemble: Any) -> list[str]:
+    if ensemble is None:
+        return []
+    return [f"ensemble of {len(ensemble.members)} teachers: {_mean_words(ensemble)}"]
+
+
+def _mean_words(mean: Any) -> str:
+    weights = " : ".join(f"{weight:g}" for weight in mean.weights)
+    at = "" if mean.temperature is None else f" at T={mean.temperature:g}"
+    return f"mean of {mean.mean}{at}, weights {weights}"
 
 
 def _row_lines(row: Any) -> list[str]:

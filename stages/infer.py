@@ -26,8 +26,9 @@ from softlabel.pipeline.labelset.lease import Lease
 from softlabel.pipeline.labelset.making import plain, writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.head import checking_head
-from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
+from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import CheckFailed, ParameterError
 from softlabel.schemas.labelset import (
     INFERRED,
@@ -90,14 +91,14 @@ def preview(params: InferParams, progress: Progress | None = None) -> InferPrevi
 
 def _work(params: InferParams, progress: Progress) -> _Work:
     task = open_task(params)
-    codec, end = choose_codec(params.codec, task.teacher, progress)
+    codec, end = choose_codec(params.codec, task.teachers, progress)
     head = task.head(end)
     _check_codec(params, codec, len(task.source.classes))
-    session = TeacherSession(task.teacher, params.device, params.batch_size, end)
+    session = EnsembleSession(task.teachers, params.device, params.batch_size, end)
     run_teacher = in_class_order(session.run, task.order)
     if head is not None:
-        run_teacher = checking_head(run_teacher, head, params.teacher)
-    progress.say(f"teacher {params.teacher} on {session.record.device} ({session.record.provider})")
+        run_teacher = checking_head(run_teacher, head, task.teachers.first.path)
+    progress.say(f"{task.teachers.name} on {session.record.device} ({session.record.provider})")
     partial = params.limit is not None and params.limit < task.source.rows
     limit = params.limit if partial else None
     files = limited(task.source.files, limit)

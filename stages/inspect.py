@@ -45,6 +45,7 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         labels=params.labels,
         identity_sha256=labels.identity,
         teacher_sha256=identity.teacher_sha256,
+        ensemble=identity.ensemble,
         making=manifest.making,
         derived=identity.derived,
         codec=_codec_name(manifest),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.deriving.derivation import codec_chain, merged_reference
-from softlabel.pipeline.deriving.merging import Mean, Members, merge_blocks
+from softlabel.pipeline.deriving.merging import Members, mean_of, merge_blocks
 from softlabel.pipeline.deriving.rewriting import digests_of, read_receipts, source_digests
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.labelset.making import make_set, refuse_overlap
 from softlabel.pipeline.labelset.portions import whole_portions
+from softlabel.pipeline.mean import Mean
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import make_packing
@@ -33,12 +33,12 @@ def run(params: MergeParams, progress: Progress | None = None) -> MergeReport:
     begin = time.perf_counter()
     refuse_overlap(params.output, params.labels)
     sets = [open_labelset(folder) for folder in params.labels]
-    weights = _normalised(params.weights or (1.0,) * len(sets))
-    plan = _plan(params, sets, weights)
+    mean = Mean.of_members(len(sets), params.weights, params.temperature)
+    plan = _plan(params, sets, mean.weights)
     made = make_set(
         params.output,
         plan,
-        _Merging(sets, plan, Mean(weights, params.temperature)).write_shard,
+        _Merging(sets, plan, mean).write_shard,
         reference=merged_reference(sets),
         if_different=params.if_different,
         overwrite=params.overwrite,
@@ -54,7 +54,7 @@ def run(params: MergeParams, progress: Progress | None = None) -> MergeReport:
         shards=len(manifest.shards),
         shards_kept=made.shards_kept,
         members=len(sets),
-        weights=weights,
+        weights=mean.weights,
         bytes=sum(shard.bytes for shard in manifest.shards),
         seconds=time.perf_counter() - begin,
         kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
@@ -81,7 +81,7 @@ class _Merging:
         tally = Tally(temperatures, measured_rows(len(self._portions)))
         with writing_shard(folder, shard.name, self._packing) as writer:
             for blocks in self._members.read(portion.first, portion.stop):
-                d, shift = self._mean.of(self._members.logits(blocks))
+                d, shift = mean_of(self._mean, self._members.logits(blocks))
                 merged = merge_blocks(blocks[0], d, shift, self._packing.codec)
                 tally.add(merged, _at_any_temperature(d))
                 writer.append(merged)
@@ -124,6 +124,7 @@ def _identity(
         update={
             "teacher_sha256": tuple(sha for member in members for sha in member.teacher_sha256),
             "class_map": None,
+            "ensemble": None,
             "codec": params.codec,
             "k": params.k if params.codec == "topk" else None,
             "tail": "uniform" if params.codec == "topk" else None,
@@ -153,8 +154,3 @@ def _making(params: MergeParams) -> Making:
     if params.codec == "topk":
         words.append(f"--k {params.k}")
     return Making(verb="merge", command=" ".join(words))
-
-
-def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
-    total = math.fsum(weights)
-    return tuple(weight / total for weight in weights)

@@ -20,9 +20,9 @@ from softlabel.pipeline.inference.task import open_task
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.ensemble import EnsembleSession, Teachers, named
 from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
-from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
-from softlabel.pipeline.teachers.teacher import Teacher
+from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
 from softlabel.schemas.params import InferParams, PlanParams
@@ -63,7 +63,7 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
     notes: list[str] = []
     world = _open(params, notes)
     record = world.record
-    progress.say(f"teacher {params.teacher} on {record.device} ({record.provider})")
+    progress.say(f"{named(params.teacher)} on {record.device} ({record.provider})")
     packings = _packings(params, world, progress)
     clock = _Clock()
     progress.start("plan", world.sample.rows, "samples")
@@ -89,28 +89,36 @@ def _open(params: PlanParams, notes: list[str]) -> _World:
     task = open_task(params)
     sample = _sample(task.source, params.rows)
     first = task.source.read(next(batches(sample, params.batch_size)))
-    session, end = _session(params, task.teacher, first, notes)
+    session, end = _session(params, task.teachers, first, notes)
     identity = task.identity(params.temperatures, "dense-f32")
     run_teacher = in_class_order(session.run, task.order)
     return _World(task.source, sample, identity, run_teacher, session.record, task.head(end))
 
 
 def _session(
-    params: PlanParams, teacher: Teacher, first: SampleBlock, notes: list[str]
-) -> tuple[TeacherSession, LinearEnd | None]:
+    params: PlanParams, teachers: Teachers, first: SampleBlock, notes: list[str]
+) -> tuple[EnsembleSession, LinearEnd | None]:
     """The teacher, warm, and its last linear layer where codec `factored` can use that."""
+    path = teachers.first.path
     try:
-        end = find_head(params.teacher, teacher.spec.output, len(teacher.spec.classes))
-        session = TeacherSession(teacher, params.device, params.batch_size, end)
-        checking_head(session.run, end.head, params.teacher)(first.inputs)
+        end = _linear_end(teachers)
+        session = EnsembleSession(teachers, params.device, params.batch_size, end)
+        checking_head(session.run, end.head, path)(first.inputs)
     except DataError as error:
-        reason = str(error).removeprefix(f"{params.teacher}: ").rpartition(";")[0]
+        reason = str(error).removeprefix(f"{path}: ").rpartition(";")[0]
         notes.append(f"factored is left out: {reason}")
     else:
         return session, end
-    session = TeacherSession(teacher, params.device, params.batch_size)
+    session = EnsembleSession(teachers, params.device, params.batch_size)
     session.run(first.inputs)
     return session, None
+
+
+def _linear_end(teachers: Teachers) -> LinearEnd:
+    if teachers.mean is not None:
+        raise DataError("an ensemble has no one last layer; take one teacher")
+    spec = teachers.first.spec
+    return find_head(teachers.first.path, spec.output, len(spec.classes))
 
 
 def _packings(params: PlanParams, world: _World, progress: Progress) -> list[Packing]:

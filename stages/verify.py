@@ -21,8 +21,7 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
-from softlabel.pipeline.teachers.session import TeacherSession
-from softlabel.pipeline.teachers.teacher import reopen_teacher
+from softlabel.pipeline.teachers.ensemble import EnsembleSession, reopen_teachers
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
@@ -43,7 +42,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     Raises ParameterError, DataError where there is nothing to check, EnvironmentFault.
     """
     progress = progress or Quiet()
-    if params.teacher is not None and params.source is None:
+    if params.teacher and params.source is None:
         raise ParameterError("verify: a teacher alone replays nothing; pass --source too")
     manifest = read_manifest(params.labels)
     source = _source(params.source, manifest) if params.source else None
@@ -55,8 +54,8 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
         headless = any(problem.kind == "head" for problem in problems)
         problems += _against_source(params.labels, manifest, source, headless)
     replay = None
-    refusal = why_not_replayed(manifest) if params.teacher is not None else None
-    if source is not None and params.teacher is not None and not (problems or refusal):
+    refusal = why_not_replayed(manifest) if params.teacher else None
+    if source is not None and params.teacher and not (problems or refusal):
         done += ["replay", "negative control"]
         replay = _replay(params, manifest, source)
         problems += _judge(replay)
@@ -164,10 +163,9 @@ def _student_rows(
 
 def _run_teacher(params: VerifyParams, manifest: Manifest, pixels: npt.NDArray[np.uint8]) -> Floats:
     """The teacher's logits of all its classes, in its own order."""
-    assert params.teacher is not None
-    teacher = reopen_teacher(params.teacher, manifest.identity)
-    size = teacher.fixed_batch or len(pixels)
-    session = TeacherSession(teacher, params.device, size)
+    teachers = reopen_teachers(params.teacher, manifest.identity)
+    size = next((one.fixed_batch for one in teachers.members if one.fixed_batch), len(pixels))
+    session = EnsembleSession(teachers, params.device, size)
     parts = range(0, len(pixels), size)
     return np.concatenate([session.run(pixels[first : first + size]).logits for first in parts])
 

@@ -1,13 +1,13 @@
 """The mean of several label sets of one source: blocks of each, row by row, into one distribution.
 
 Members are label sets in the order given; N rows or positions, C classes in the first member's
-order. Means are taken in float64: equal members give back their own labels.
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,44 +15,32 @@ import numpy.typing as npt
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.codecs.codec import Codec, encode_rows
-from softlabel.pipeline.codecs.numerics import Floats, log_softmax
+from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.deriving.conversion import naming_the_key
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
+from softlabel.pipeline.mean import Doubles, Mean, narrowed
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.schemas.errors import DataError
 
-Doubles = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 # Enough for what tells one set of labels from another: same samples, same rows of each.
 ALIKE = ("source", "views", "seed", "positions", "temperatures")
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """How members are averaged: weights that sum to 1, of logits or of probabilities at T."""
+def mean_of(mean: Mean, members: Sequence[tuple[Doubles, Doubles]]) -> tuple[Floats, Floats]:
+    """Shifted logits `[N, C]` and shift `[N]` of each member to those of their mean.
 
-    weights: tuple[float, ...]
-    temperature: float | None = None
-
-    def of(self, members: Sequence[tuple[Doubles, Doubles]]) -> tuple[Floats, Floats]:
-        """Shifted logits `[N, C]` and shift `[N]` of each member to logits and shift of the mean.
-
-        Of logits: `sum w z`. Of probabilities: `T log sum w softmax(z / T)`, whose softmax at T is
-        the mean. A row in which nothing is left has only -inf.
-        """
-        if self.temperature is None:
-            d = _weighted_sum(self.weights, [logits for logits, _ in members])
-            shift = _weighted_sum(self.weights, [shift for _, shift in members])
-        else:
-            d = self.temperature * _mean_log_softmax(
-                self.weights, [logits / self.temperature for logits, _ in members]
-            )
-            shift = np.zeros(len(d))
-        highest = d.max(axis=1)
-        empty = np.isneginf(highest)
-        highest[empty] = 0
-        return _narrowed(d - highest[:, None]), (shift + highest).astype(np.float32)
+    A row in which nothing is left has only -inf.
+    """
+    d = mean.logits([logits for logits, _ in members])
+    if mean.temperature is None:
+        shift = mean.sum([shift for _, shift in members])
+    else:
+        shift = np.zeros(len(d))
+    highest = d.max(axis=1)
+    highest[np.isneginf(highest)] = 0
+    return narrowed(d - highest[:, None]), (shift + highest).astype(np.float32)
 
 
 class Members:
@@ -155,29 +143,6 @@ def _check_alike(first: LabelSet, other: LabelSet) -> None:
             f"{other.folder}: has {len(other)} rows, {first.folder} has {len(first)}; bring the "
             "larger one to the keys of the other with 'softlabel convert --keys'"
         )
-
-
-def _weighted_sum(weights: Sequence[float], values: Sequence[Doubles]) -> Doubles:
-    total: Doubles = np.zeros_like(values[0])
-    for weight, value in zip(weights, values, strict=True):
-        total += weight * value
-    return total
-
-
-def _mean_log_softmax(weights: Sequence[float], logits: Sequence[Doubles]) -> Doubles:
-    """`log sum w softmax(z)`, `[N, C]`."""
-    logs = [
-        log_softmax(values) + np.log(weight) for values, weight in zip(logits, weights, strict=True)
-    ]
-    return np.asarray(np.logaddexp.reduce(logs, axis=0))
-
-
-def _narrowed(d: Doubles) -> Floats:
-    """To float32; what is finite stays finite."""
-    with np.errstate(over="ignore"):
-        narrow = d.astype(np.float32)
-    narrow[np.isneginf(narrow) & ~np.isneginf(d)] = np.finfo(np.float32).min
-    return narrow
 
 
 def _ordered(logits: Floats, order: npt.NDArray[np.int64] | None) -> Floats:

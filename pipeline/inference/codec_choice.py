@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from softlabel.pipeline.progress import Progress
+from softlabel.pipeline.teachers.ensemble import Teachers
 from softlabel.pipeline.teachers.head import LinearEnd, find_head
-from softlabel.pipeline.teachers.teacher import Teacher
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import CodecName
 from softlabel.schemas.params import InferCodec
 
@@ -15,21 +15,31 @@ WIDEST_FEATURES = 1024
 
 
 def choose_codec(
-    asked: InferCodec, teacher: Teacher, progress: Progress
+    asked: InferCodec, teachers: Teachers, progress: Progress
 ) -> tuple[CodecName, LinearEnd | None]:
     """The codec for `asked`, and with `factored` the linear layer at the teacher's end.
 
     'auto' is `dense-f16` up to 4,096 classes; beyond them `factored` where the graph allows it
     and a row's features take at most 2,048 bytes, else `topk`; it says so. Raises DataError where
-    `factored` was asked for and the graph does not allow it.
+    `factored` was asked for and the graph does not allow it, ParameterError where it was for an
+    ensemble.
     """
+    teacher = teachers.first
     classes = len(teacher.spec.classes)
+    if asked == "factored" and teachers.mean is not None:
+        raise ParameterError(
+            f"infer.codec: factored stores one teacher's last layer, and {len(teachers.members)} "
+            "teachers are given; pass --codec dense-f16 or topk, or label with one teacher"
+        )
     if asked == "factored":
         return "factored", find_head(teacher.path, teacher.spec.output, classes)
     if asked != "auto":
         return asked, None
     if classes <= MOST_DENSE_CLASSES:
         return "dense-f16", None
+    if teachers.mean is not None:
+        progress.say("codec topk, not factored: an ensemble has no one last layer")
+        return "topk", None
     try:
         end = find_head(teacher.path, teacher.spec.output, classes)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""A teacher and the source that it shall label, opened and fitted to each other."""
+"""Teachers and the source that they shall label, opened and fitted to each other."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.ensemble import Teachers, open_teachers
 from softlabel.pipeline.teachers.head import LinearEnd
-from softlabel.pipeline.teachers.teacher import Teacher, open_teacher
 from softlabel.schemas.labelset import CodecName, Identity, Tail
 from softlabel.schemas.params import InferParams, PlanParams
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The source has pictures of the teacher's size. order: see `Identity.class_map`."""
+    """The source has pictures of the teachers' size. order: see `Identity.class_map`."""
 
-    teacher: Teacher
+    teachers: Teachers
     source: Source
     order: tuple[int, ...] | None
 
@@ -36,16 +36,17 @@ class Task:
         tail: Tail | None = None,
         head: Head | None = None,
     ) -> Identity:
-        """What decides the labels that this teacher gives this source, packed so."""
-        spec = self.teacher.spec
+        """What decides the labels that these teachers give this source, packed so."""
+        spec = self.teachers.first.spec
         return Identity(
-            teacher_sha256=self.teacher.sha256,
+            teacher_sha256=tuple(sha for one in self.teachers.members for sha in one.sha256),
             preprocess=spec.preprocess,
             classes=self.source.classes,
             class_map=self.order,
             output=spec.output,
             output_kind=spec.output_kind,
             probability_floor=spec.probability_floor,
+            ensemble=self.teachers.record(),
             source=self.source.files,
             temperatures=temperatures,
             codec=codec,
@@ -63,8 +64,9 @@ def open_task(params: InferParams | PlanParams) -> Task:
     told = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = open_source(params.source, params.workers)
     stored = source.shape if source.framing is None else None
-    teacher = open_teacher(params.teacher, told, stored)
-    name = f"teacher {params.teacher}"
-    source = source.framed(teacher.spec.preprocess.framing, name).naming(teacher.spec.classes)
+    teachers = open_teachers(told, stored)
+    spec = teachers.first.spec
+    name = f"teacher {teachers.first.path}"
+    source = source.framed(spec.preprocess.framing, name).naming(spec.classes)
     names = (name, f"source {params.source}")
-    return Task(teacher, source, class_map(teacher.spec.classes, source.classes, names))
+    return Task(teachers, source, class_map(spec.classes, source.classes, names))

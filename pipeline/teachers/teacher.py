@@ -42,13 +42,24 @@ def open_teacher(
     """
     model = _load(path)
     entry = _single_input(path, model)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = _metadata(model)
     if METADATA_KEY in metadata:
         spec = _own_spec(path, metadata[METADATA_KEY], told)
     else:
         spec = _told_spec(path, model, entry, told, shape)
     _check_output(path, model, spec)
     return Teacher(path, _hashes(path, model), spec, entry.name, _dimensions(entry)[0])
+
+
+def carries_metadata(path: Path) -> bool:
+    """Whether the teacher's file says itself what params would tell. Raises as `open_teacher`."""
+    return METADATA_KEY in _metadata(_load(path))
+
+
+def telling_nothing(told: InferParams | PlanParams) -> InferParams | PlanParams:
+    """The parameters without what they tell of a file that has no metadata."""
+    fields = type(told).model_fields
+    return told.model_copy(update={name: fields[name].get_default() for name in _TOLD})
 
 
 def reopen_teacher(path: Path, identity: Identity) -> Teacher:
@@ -78,7 +89,7 @@ def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tupl
     """The teacher's classes, of which a set may keep only some; by number where it names none."""
     if identity.class_map is None:
         return identity.classes
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = _metadata(model)
     if METADATA_KEY in metadata:
         return _parse_spec(path, metadata[METADATA_KEY]).classes
     (output,) = [entry for entry in model.graph.output if entry.name == identity.output]
@@ -101,6 +112,10 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise DataError(f"{path}: is no ONNX file; make one with 'softlabel export'")
     return model
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _single_input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:

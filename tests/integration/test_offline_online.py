@@ -63,7 +63,7 @@ def label(world: Path, name: str) -> JoinedSamples:
 def online(world: Path) -> Callable[[TrainingBatch], TrainingBatch]:
     params = InferParams(teacher=world / "teacher.onnx", source=world / "data/train")
     source = open_source(params.source)
-    teacher = open_teacher(params.teacher, params, source.shape)
+    teacher = open_teacher(params.teacher[0], params, source.shape)
     session = TeacherSession(teacher, "cpu", BATCH)
     return lambda batch: replace(batch, teacher=session.run(batch.pixels).logits)
 

@@ -1,0 +1,175 @@
+"""Teachers that speak as one: a single one, or an ensemble whose mean is taken in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.mean import Mean, narrowed
+from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
+from softlabel.pipeline.teachers.teacher import (
+    Teacher,
+    carries_metadata,
+    open_teacher,
+    reopen_teacher,
+    telling_nothing,
+)
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import Ensemble, Identity, Member
+from softlabel.schemas.params import Device, InferParams, PlanParams
+from softlabel.schemas.sample import TeacherOutput
+
+if TYPE_CHECKING:
+    from softlabel.pipeline.teachers.head import LinearEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Teachers:
+    """Opened teachers of one framing and the same classes; mean: None for a single one.
+
+    orders: for each teacher, its columns in the order of the first one's classes, see `Member`.
+    """
+
+    members: tuple[Teacher, ...]
+    orders: tuple[tuple[int, ...] | None, ...]
+    mean: Mean | None
+
+    @property
+    def first(self) -> Teacher:
+        """The teacher in the order of whose classes all of them speak."""
+        return self.members[0]
+
+    @property
+    def name(self) -> str:
+        """Who speaks, for messages."""
+        return named([teacher.path for teacher in self.members])
+
+    def record(self) -> Ensemble | None:
+        """What a label set's identity says of the ensemble; None for a single teacher."""
+        if self.mean is None:
+            return None
+        return Ensemble(
+            members=tuple(map(_member, self.members, self.orders)),
+            weights=self.mean.weights,
+            mean="logits" if self.mean.temperature is None else "probs",
+            temperature=self.mean.temperature,
+        )
+
+
+def named(paths: Sequence[Path]) -> str:
+    """Teachers by their files, for messages."""
+    return f"teacher{'s' if len(paths) > 1 else ''} {', '.join(map(str, paths))}"
+
+
+def open_teachers(params: InferParams | PlanParams, shape: tuple[int, int, int] | None) -> Teachers:
+    """Open every teacher of `params` as `open_teacher` does.
+
+    What `params` tell of files without metadata is of all those. Raises ParameterError, and
+    DataError also where the teachers' classes or framings differ.
+    """
+    if len(params.teacher) == 1:
+        return Teachers((open_teacher(params.teacher[0], params, shape),), (None,), None)
+    own = [carries_metadata(path) for path in params.teacher]
+    untold = params if all(own) else telling_nothing(params)
+    members = [
+        open_teacher(path, untold if complete else params, shape)
+        for path, complete in zip(params.teacher, own, strict=True)
+    ]
+    first = members[0]
+    for other in members[1:]:
+        _check_framing(first, other)
+    return Teachers(
+        tuple(members),
+        tuple(_order(first, member) for member in members),
+        Mean.of_members(len(members), params.weights, params.mean_temperature),
+    )
+
+
+def reopen_teachers(paths: Sequence[Path], identity: Identity) -> Teachers:
+    """The teachers that labelled a set, by what its identity says of them; `paths` in its order.
+
+    Raises ParameterError, and DataError where the files are others than the recorded ones.
+    """
+    ensemble = identity.ensemble
+    count = 1 if ensemble is None else len(ensemble.members)
+    if len(paths) != count:
+        raise ParameterError(
+            f"these labels were made by {count} teacher{'s' if count > 1 else ''} and "
+            f"{len(paths)} were given; pass --teacher for each, in the order of the labelling"
+        )
+    if ensemble is None:
+        return Teachers((reopen_teacher(paths[0], identity),), (None,), None)
+    own_files = {"teacher_sha256": ensemble.members[0].teacher_sha256}
+    first = reopen_teacher(paths[0], identity.model_copy(update=own_files))
+    members = [first]
+    for path, member in zip(paths[1:], ensemble.members[1:], strict=True):
+        alone = {name: getattr(member, name) for name in Member.model_fields}
+        alone["classes"] = first.spec.classes
+        members.append(reopen_teacher(path, identity.model_copy(update=alone)))
+    orders = tuple(member.class_map for member in ensemble.members)
+    return Teachers(tuple(members), orders, Mean(ensemble.weights, ensemble.temperature))
+
+
+class EnsembleSession:
+    """Runs all teachers on the same batch, as `TeacherSession` does one.
+
+    record: of the first; where and how they run is the same for all. end: of a single teacher.
+    """
+
+    def __init__(
+        self, teachers: Teachers, device: Device, batch_size: int, end: LinearEnd | None = None
+    ) -> None:
+        sessions = [
+            TeacherSession(teacher, device, batch_size, end) for teacher in teachers.members
+        ]
+        self.record = sessions[0].record
+        self._mean = teachers.mean
+        self._runs = [
+            in_class_order(session.run, order)
+            for session, order in zip(sessions, teachers.orders, strict=True)
+        ]
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        """What they say of uint8 pictures `[N, height, width, channels]`, N <= batch."""
+        if self._mean is None:
+            return self._runs[0](pixels)
+        said = [run(pixels).logits.astype(np.float64) for run in self._runs]
+        with np.errstate(invalid="ignore"):  # what is no number is refused by its key
+            return TeacherOutput(narrowed(self._mean.logits(said)))
+
+
+def _member(teacher: Teacher, order: tuple[int, ...] | None) -> Member:
+    return Member(
+        teacher_sha256=teacher.sha256,
+        preprocess=teacher.spec.preprocess,
+        class_map=order,
+        output=teacher.spec.output,
+        output_kind=teacher.spec.output_kind,
+        probability_floor=teacher.spec.probability_floor,
+    )
+
+
+def _order(first: Teacher, member: Teacher) -> tuple[int, ...] | None:
+    names = (f"teacher {member.path}", f"teacher {first.path}")
+    return class_map(member.spec.classes, first.spec.classes, names)
+
+
+def _check_framing(first: Teacher, other: Teacher) -> None:
+    one, two = (teacher.spec.preprocess.framing for teacher in (first, other))
+    different = [
+        name for name in type(one).model_fields if getattr(one, name) != getattr(two, name)
+    ]
+    if different:
+        differences = ", ".join(
+            f"{name} {getattr(one, name)} and {getattr(two, name)}" for name in different
+        )
+        raise DataError(
+            f"teachers {first.path} and {other.path} see pictures of another framing "
+            f"({differences}); label with each by itself and take 'softlabel merge'"
+        )
