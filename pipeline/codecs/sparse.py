@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +35,6 @@ class SparseTargets:
     def take(self, rows: npt.NDArray[np.integer]) -> SparseTargets:
         """The rows of these numbers, in this order."""
         return SparseTargets(self.ids[rows], self.logits[rows], self.tail_lse[rows], self.T)
-
-
-def concat_sparse(parts: Sequence[SparseTargets]) -> SparseTargets:
-    """The rows of `parts`, of one k and T, one after the other."""
-    return SparseTargets(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.tail_lse for part in parts]),
-        parts[0].T,
-    )
 
 
 def sparse_of_stored(

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,17 +22,24 @@ from softlabel.schemas.labelset import Segment, SourceDigest, SourceFile
 from softlabel.schemas.sample import Array, SampleBlock
 from softlabel.schemas.teacher import Framing
 
+# As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones.
+Pictures = Array | Sequence[bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Rows of one source shard: keys `[N]`, labels int32 `[N]`, null where unknown.
-
-    pictures: uint8 `[N, height, width, channels]`, or the bytes of N encoded pictures.
-    """
+    """Rows of one source shard: keys `[N]`, labels int32 `[N]`, null where unknown."""
 
     keys: pa.StringArray
-    pictures: Array | Sequence[bytes]
+    pictures: Pictures
     labels: pa.Int32Array
+
+    def take(self, rows: npt.NDArray[np.int64]) -> ShardRows:
+        """The rows of these numbers, in this order."""
+        numbers = pa.array(rows)
+        return ShardRows(
+            self.keys.take(numbers), taken(self.pictures, rows), self.labels.take(numbers)
+        )
 
 
 class SourceShard(Protocol):
@@ -173,6 +181,34 @@ class Source:
             pa.concat_arrays([piece.labels for piece in pieces]),
         )
 
+    def read_stored(self, segment: Segment, rows: npt.NDArray[np.int64]) -> ShardRows:
+        """These rows of `segment`, ascending, with pictures as they are stored: see `pictures`.
+
+        Raises DataError, naming the key, where the shard cannot be read or a label is outside the
+        classes.
+        """
+        shard = self._opened_for(segment)
+        keys, pictures, labels = [], [], []
+        first = 0
+        for piece in shard.read(segment.first, segment.rows):
+            self._check(shard, piece)
+            end = first + len(piece.keys)
+            wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
+            if len(wanted) < len(piece.keys):
+                piece = piece.take(wanted)
+            keys.append(piece.keys)
+            pictures.append(piece.pictures)
+            labels.append(piece.labels)
+            first = end
+        return ShardRows(pa.concat_arrays(keys), joined(pictures), pa.concat_arrays(labels))
+
+    def pictures(self, keys: pa.StringArray, stored: Pictures) -> Array:
+        """What `read_stored` gave as uint8 `[N, height, width, channels]`.
+
+        Raises DataError, naming the key, where a picture cannot be decoded.
+        """
+        return self._decoded(None, keys, stored)
+
     def keys(self, segments: Sequence[Segment]) -> pa.StringArray:
         """The keys of `segments`, one after the other; pictures stay unread."""
         return pa.concat_arrays(
@@ -183,35 +219,38 @@ class Source:
         )
 
     def _pieces(self, segment: Segment) -> Iterator[SampleBlock]:
-        shard = self._opened(segment.source)
+        shard = self._opened_for(segment)
+        for rows in shard.read(segment.first, segment.rows):
+            self._check(shard, rows)
+            pixels = self._decoded(shard.name, rows.keys, rows.pictures)
+            yield SampleBlock(rows.keys, pixels, rows.labels)
+
+    def _opened_for(self, segment: Segment) -> SourceShard:
+        """The segment's shard; another one that was open is closed, so that one is held."""
+        shard = self._shards[segment.source]
+        if self._open is not None and self._open is not shard:
+            self._open.close()
+        self._open = shard
         if segment.first + segment.rows > shard.rows:
             last = segment.first + segment.rows - 1
             raise DataError(
                 f"{self.place(shard.name)}: has {shard.rows} rows, row {last} was asked for; the "
                 "file changed, prepare the source again"
             )
-        for rows in shard.read(segment.first, segment.rows):
-            self._check(shard, rows)
-            yield SampleBlock(rows.keys, self._arrays(shard, rows), rows.labels)
-
-    def _opened(self, name: str) -> SourceShard:
-        """The shard; another one that was open is closed, so that one is held at a time."""
-        shard = self._shards[name]
-        if self._open is not None and self._open is not shard:
-            self._open.close()
-        self._open = shard
         return shard
 
-    def _arrays(self, shard: SourceShard, rows: ShardRows) -> Array:
-        if isinstance(rows.pictures, np.ndarray):
-            return rows.pictures
+    def _decoded(self, name: str | None, keys: pa.StringArray, pictures: Pictures) -> Array:
+        """name: their shard, to be looked for where it is unknown and a picture is bad."""
+        if isinstance(pictures, np.ndarray):
+            return pictures
         assert self.framing is not None
         try:
-            return self._decoder.decode_all(rows.pictures, self.framing)
+            return self._decoder.decode_all(pictures, self.framing)
         except BadPicture as error:
-            raise DataError(
-                f"{self.place(shard.name)}: key {rows.keys[error.row].as_py()!r}: {error.reason}"
-            ) from error
+            key = keys[error.row]
+            holders = (other for other, shard in self._shards.items() if _holds(shard, key))
+            place = self.place(name or next(holders))
+            raise DataError(f"{place}: key {key.as_py()!r}: {error.reason}") from error
 
     def _check(self, shard: SourceShard, rows: ShardRows) -> None:
         place = self.place(shard.name)
@@ -241,6 +280,24 @@ class Source:
         finally:
             shard.close()
         return Framing(height=height, width=width, channels=channels)
+
+
+def _holds(shard: SourceShard, key: pa.StringScalar) -> bool:
+    return int(pc.index(shard.keys(), key).as_py()) >= 0
+
+
+def taken(pictures: Pictures, rows: npt.NDArray[np.int64]) -> Pictures:
+    """The pictures of these numbers, in this order."""
+    if isinstance(pictures, np.ndarray):
+        return pictures[rows]
+    return [pictures[row] for row in rows.tolist()]
+
+
+def joined(parts: Sequence[Pictures]) -> Pictures:
+    """The pictures of `parts`, all stored alike, one after the other."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(cast("Sequence[Array]", parts)) if len(parts) > 1 else parts[0]
+    return [picture for part in parts for picture in part]
 
 
 def size(shape: tuple[int, int, int]) -> str:

@@ -3,6 +3,7 @@
 The source is cut into units of at most 8,192 rows. An epoch visits the units in a random order,
 holds as many at a time as fit into `shuffle_rows`, and shuffles those together. Orders come from
 (seed, epoch, window) alone: no list is kept, and hard and soft training see the same batches.
+Pictures and labels wait as they are stored, and are decoded a batch at a time.
 
 A label set that is aligned with its source is read beside it, any other is asked for each key. Of
 a sample's V views an epoch takes one: number `(epoch + XXH3-64(key)) mod V`, so that every view
@@ -11,7 +12,8 @@ has its turn and the samples do not change theirs all at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +22,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.classes import class_map
-from softlabel.pipeline.codecs.sparse import SparseTargets, concat_sparse
+from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
-from softlabel.pipeline.shards.block import LabelBlock
-from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
+from softlabel.pipeline.training.spans import Span, Steps
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
-from softlabel.schemas.sample import Array, SampleBlock
+from softlabel.schemas.sample import SampleBlock
 
 UNIT_ROWS = 8192
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,26 @@ class TrainingBatch:
     labels: npt.NDArray[np.int64]
     teacher: npt.NDArray[np.floating] | None
     sparse: SparseTargets | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedBatch:
+    """N samples as in `TrainingBatch`, with their label rows as they are stored."""
+
+    keys: pa.StringArray
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    block: LabelBlock | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Samples not decoded yet, with their labels where a label set is given."""
+
+    keys: pa.StringArray
+    pictures: Pictures
+    labels: pa.Int32Array
+    block: LabelBlock | None
 
 
 class JoinedSamples:
@@ -81,19 +106,40 @@ class JoinedSamples:
         self, seed: int, epoch: int, batch_size: int, shuffle_rows: int
     ) -> Iterator[TrainingBatch]:
         """Every sample once, in batches of `batch_size`; only the last may be smaller."""
-        left: TrainingBatch | None = None
+        spans = Steps(self.rows, 0, batch_size).spans()
+        for batch in self.batches(seed, epoch, shuffle_rows, spans):
+            teacher = sparse = None
+            if batch.block is not None and self._sparse:
+                sparse = batch.block.sparse(self._temperature)
+            elif batch.block is not None:
+                teacher = batch.block.logits(self._temperature)
+            yield TrainingBatch(batch.keys, batch.pixels, batch.labels, teacher, sparse)
+
+    def batches(
+        self, seed: int, epoch: int, shuffle_rows: int, spans: Iterable[Span]
+    ) -> Iterator[JoinedBatch]:
+        """The samples at these positions of the epoch's order, a batch a span.
+
+        spans: ascending, none overlapping another. Only what lies in them is decoded, and windows
+        in which none lies are not read.
+        """
+        ordered = list(spans)
+        parts: list[_Rows] = []
+        first = begun = 0
         for number, units in enumerate(_windows(self._units(), seed, epoch, shuffle_rows)):
-            window = _concat([self._unit(unit, epoch) for unit in units])
-            order = _generator(seed, epoch, 1 + number).permutation(len(window.labels))
-            if left is not None:
-                window = _concat([left, window])
-                order = np.concatenate([np.arange(len(left.labels)), len(left.labels) + order])
-            whole = len(order) - len(order) % batch_size
-            for first in range(0, whole, batch_size):
-                yield _take(window, order[first : first + batch_size])
-            left = _take(window, order[whole:]) if whole < len(order) else None
-        if left is not None:
-            yield left
+            end = first + sum(unit.rows for unit in units)
+            # Those that begin before the window's end; the last may go on in the next.
+            here = ordered[begun : bisect_left(ordered, (end,))]
+            if here:
+                order = _generator(seed, epoch, 1 + number).permutation(end - first)
+                chosen = [order[max(0, span.first - first) : span.end - first] for span in here]
+                window, places = self._window(units, epoch, chosen)
+                for span, rows in zip(here, places, strict=True):
+                    parts.append(_take(window, rows))
+                    if span.end <= end:
+                        yield self._batch(_concat(parts))
+                        parts, begun = [], begun + 1
+            first = end
 
     def in_order(self, batch_size: int) -> Iterator[tuple[SampleBlock, LabelBlock]]:
         """Samples and labels in the source's order; a batch never crosses a source shard's end."""
@@ -102,7 +148,8 @@ class JoinedSamples:
                 rows = min(batch_size, file.rows - first)
                 unit = Segment(source=file.name, first=first, rows=rows)
                 samples = self._source.read([unit])
-                yield samples, self._labels_of(samples, unit, epoch=0)
+                every = np.arange(rows)
+                yield samples, self._labels_of(samples.keys, samples.labels, unit, 0, every)
 
     def _units(self) -> list[Segment]:
         return [
@@ -111,37 +158,57 @@ class JoinedSamples:
             for first in range(0, file.rows, UNIT_ROWS)
         ]
 
-    def _unit(self, unit: Segment, epoch: int) -> TrainingBatch:
-        samples = self._source.read([unit])
-        if samples.labels.null_count:
-            row = int(pc.index(samples.labels.is_null(), True).as_py())
+    def _window(
+        self, units: Sequence[Segment], epoch: int, chosen: Sequence[Numbers]
+    ) -> tuple[_Rows, list[Numbers]]:
+        """The chosen rows of `units`, counted through them, and where each choice now lies."""
+        kept, places = np.unique(np.concatenate(chosen), return_inverse=True)
+        parts = []
+        first = 0
+        for unit in units:
+            end = first + unit.rows
+            rows = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first
+            if len(rows):
+                parts.append(self._unit(unit, epoch, rows))
+            first = end
+        bounds = np.cumsum([len(rows) for rows in chosen])[:-1]
+        return _concat(parts), np.split(places, bounds)
+
+    def _unit(self, unit: Segment, epoch: int, rows: Numbers) -> _Rows:
+        stored = self._source.read_stored(unit, rows)
+        if stored.labels.null_count:
+            row = int(pc.index(stored.labels.is_null(), True).as_py())
             raise DataError(
-                f"{self._source.path}: key {samples.keys[row].as_py()!r} has no hard label; "
+                f"{self._source.path}: key {stored.keys[row].as_py()!r} has no hard label; "
                 "training needs one for every sample"
             )
-        teacher = sparse = None
+        block = None
         if self._labels is not None:
-            block = self._labels_of(samples, unit, epoch)
-            if self._sparse:
-                sparse = block.sparse(self._temperature)
-            else:
-                teacher = block.logits(self._temperature)
-        labels = samples.hard_labels().astype(np.int64)
-        return TrainingBatch(samples.keys, samples.inputs, labels, teacher, sparse)
+            block = self._labels_of(stored.keys, stored.labels, unit, epoch, rows)
+        return _Rows(stored.keys, stored.pictures, stored.labels, block)
 
-    def _labels_of(self, samples: SampleBlock, unit: Segment, epoch: int) -> LabelBlock:
-        """The labels of exactly these samples: a label belongs to a key, not to a position."""
+    def _batch(self, rows: _Rows) -> JoinedBatch:
+        pixels = self._source.pictures(rows.keys, rows.pictures)
+        labels = rows.labels.to_numpy(zero_copy_only=False).astype(np.int64)
+        return JoinedBatch(rows.keys, pixels, labels, rows.block)
+
+    def _labels_of(
+        self, keys: pa.StringArray, hard: pa.Int32Array, unit: Segment, epoch: int, rows: Numbers
+    ) -> LabelBlock:
+        """The labels of exactly these keys: a label belongs to a key, not to a position.
+
+        rows: which of the unit's rows they are.
+        """
         assert self._labels is not None
-        views = chosen_views(samples.keys, epoch, self._labels.views)
+        views = chosen_views(keys, epoch, self._labels.views)
         if not self._labels.manifest.aligned:
-            labels = self._labels.lookup(samples.keys, views)
-            _check_hard_labels(samples, labels, self._labels)
-            return labels
-        labels = self._labels.read_source(unit)
-        if self._labels.views > 1:
-            labels = labels.take(np.arange(len(samples)) * self._labels.views + views)
-        _check_joined(samples, labels, views, self._labels)
-        _check_hard_labels(samples, labels, self._labels)
+            labels = self._labels.lookup(keys, views)
+        else:
+            labels = self._labels.read_source(unit)
+            if self._labels.views > 1 or len(rows) < unit.rows:
+                labels = labels.take(rows * self._labels.views + views)
+            _check_joined(keys, labels, views, self._labels)
+        _check_hard_labels(keys, hard, labels, self._labels)
         return labels
 
 
@@ -154,40 +221,42 @@ def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np
 
 
 def _check_joined(
-    samples: SampleBlock,
+    keys: pa.StringArray,
     labels: LabelBlock,
     views: npt.NDArray[np.int64],
     labelset: LabelSet,
 ) -> None:
     """Raise DataError where a sample meets the label of another key or view."""
-    same = pc.equal(samples.keys, labels.keys)
+    same = pc.equal(keys, labels.keys)
     if not pc.all(same).as_py():
         row = int(pc.index(same, False).as_py())
         raise DataError(
-            f"{labelset.folder}: sample {samples.keys[row].as_py()!r} meets the label of "
+            f"{labelset.folder}: sample {keys[row].as_py()!r} meets the label of "
             f"{labels.keys[row].as_py()!r}; the source changed since it was labelled, run "
             "'softlabel infer' again"
         )
     if labels.views is not None and not np.array_equal(labels.views, views):
         row = int(np.flatnonzero(labels.views != views)[0])
         raise DataError(
-            f"{labelset.folder}: the views of sample {samples.keys[row].as_py()!r} do not stand "
+            f"{labelset.folder}: the views of sample {keys[row].as_py()!r} do not stand "
             "in their order; run 'softlabel verify' on the folder"
         )
 
 
-def _check_hard_labels(samples: SampleBlock, labels: LabelBlock, labelset: LabelSet) -> None:
+def _check_hard_labels(
+    keys: pa.StringArray, hard: pa.Int32Array, labels: LabelBlock, labelset: LabelSet
+) -> None:
     """Raise DataError where a sample's hard label is another than when it was labelled.
 
     Keys that are row numbers stay when the rows are put into another order: this shows it.
     """
-    if labels.lengths is not None or samples.labels.equals(labels.labels):
+    if labels.lengths is not None or hard.equals(labels.labels):
         return
-    differ = pc.not_equal(samples.labels.fill_null(-1), labels.labels.fill_null(-1))
+    differ = pc.not_equal(hard.fill_null(-1), labels.labels.fill_null(-1))
     row = int(pc.index(differ, True).as_py())
     raise DataError(
-        f"{labelset.folder}: sample {samples.keys[row].as_py()!r} has hard label "
-        f"{samples.labels[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
+        f"{labelset.folder}: sample {keys[row].as_py()!r} has hard label "
+        f"{hard[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
         "the source changed since, run 'softlabel infer' again"
     )
 
@@ -232,25 +301,22 @@ def _generator(seed: int, epoch: int, window: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, window])
 
 
-def _concat(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+def _concat(parts: Sequence[_Rows]) -> _Rows:
     if len(parts) == 1:
         return parts[0]
-    teachers = [part.teacher for part in parts if part.teacher is not None]
-    sparse = [part.sparse for part in parts if part.sparse is not None]
-    return TrainingBatch(
+    blocks = [part.block for part in parts if part.block is not None]
+    return _Rows(
         pa.concat_arrays([part.keys for part in parts]),
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate(teachers) if teachers else None,
-        concat_sparse(sparse) if sparse else None,
+        joined([part.pictures for part in parts]),
+        pa.concat_arrays([part.labels for part in parts]),
+        concat_blocks(blocks) if blocks else None,
     )
 
 
-def _take(batch: TrainingBatch, rows: Array) -> TrainingBatch:
-    return TrainingBatch(
-        batch.keys.take(pa.array(rows)),
-        batch.pixels[rows],
-        batch.labels[rows],
-        None if batch.teacher is None else batch.teacher[rows],
-        None if batch.sparse is None else batch.sparse.take(rows),
+def _take(rows: _Rows, numbers: Numbers) -> _Rows:
+    return _Rows(
+        rows.keys.take(pa.array(numbers)),
+        taken(rows.pictures, numbers),
+        rows.labels.take(pa.array(numbers)),
+        None if rows.block is None else rows.block.take(numbers),
     )

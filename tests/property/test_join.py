@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.spans import Steps
 from tests.unit.builders import (
     CLASSES,
     numbers_of_keys,
@@ -64,3 +65,25 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch(
     first = numbers(list(joined.epoch(seed, epoch, one, shuffle_rows)))
     again = numbers(list(joined.epoch(seed, epoch, other, shuffle_rows)))
     assert first == again
+
+
+@given(SEEDS, EPOCHS, BATCHES, SHUFFLES, st.integers(0, ROWS), st.integers(1, 3))
+def test_ranks_share_the_order_from_any_position_on(
+    joined: JoinedSamples,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    shuffle_rows: int,
+    start: int,
+    ranks: int,
+) -> None:
+    whole = numbers(list(joined.epoch(seed, epoch, batch_size, shuffle_rows)))
+    steps = Steps(ROWS, start, batch_size, ranks)
+    for rank in range(ranks):
+        batches = joined.batches(seed, epoch, shuffle_rows, steps.spans(rank))
+        for span, batch in zip(steps.spans(rank), batches, strict=True):
+            keys = numbers_of_keys(batch.keys)
+            assert keys == whole[span.first : span.end]
+            assert numbers_of_pixels(batch.pixels).tolist() == keys
+            assert batch.block is not None
+            assert numbers_of_logits(batch.block.logits()) == keys

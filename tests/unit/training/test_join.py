@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import xxhash
@@ -11,9 +12,10 @@ from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import folder_packing, make_packing
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard
-from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.sources.source import ShardRows, Source
 from softlabel.pipeline.training import join
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.spans import Span
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
@@ -303,14 +305,34 @@ def test_a_sample_whose_hard_label_changed_is_named(
     if not aligned:
         unaligned = labels.manifest.model_copy(update={"aligned": False})
         monkeypatch.setattr(labels, "manifest", unaligned)
-    read = source.read
+    read = source.read_stored
 
-    def other_labels(segments: Sequence[Segment]) -> SampleBlock:
-        block = read(segments)
-        turned = [(label + 1) % len(CLASSES) for label in block.labels.to_pylist()]
-        return SampleBlock(block.keys, block.inputs, pa.array(turned, pa.int32()))
+    def other_labels(segment: Segment, numbers: npt.NDArray[np.int64]) -> ShardRows:
+        rows = read(segment, numbers)
+        turned = [(label + 1) % len(CLASSES) for label in rows.labels.to_pylist()]
+        return ShardRows(rows.keys, rows.pictures, pa.array(turned, pa.int32()))
 
-    monkeypatch.setattr(source, "read", other_labels)
+    monkeypatch.setattr(source, "read_stored", other_labels)
     wanted = r"labels: sample 'n\d+' has hard label \d, and \d when it was labelled; the source ch"
     with pytest.raises(DataError, match=wanted):
         order(JoinedSamples(source, labels))
+
+
+def test_only_the_samples_asked_for_are_read(
+    source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = source.read_stored
+
+    def counted(segment: Segment, numbers: npt.NDArray[np.int64]) -> ShardRows:
+        asked.append(len(numbers))
+        return read(segment, numbers)
+
+    monkeypatch.setattr(source, "read_stored", counted)
+    both = joined(source, folder)
+    whole = order(both, rows=1)
+    asked.clear()
+    spans = [Span(0, 2), Span(sum(SHARDS) - 3, sum(SHARDS))]
+    batches = list(both.batches(0, 0, 1, spans))
+    assert [numbers_of_keys(batch.keys) for batch in batches] == [whole[:2], whole[-3:]]
+    assert asked == [2, 3]
