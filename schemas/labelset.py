@@ -9,7 +9,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import OutputKind, Preprocess
+from softlabel.schemas.teacher import NumberInput, OutputKind, Preprocess, check_fed
 
 CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 Tail = Literal["uniform", "prior"]
@@ -83,7 +83,8 @@ class Member(Record):
     """
 
     teacher_sha256: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preprocess | None = None
+    inputs: tuple[NumberInput, ...] | None = None
     class_map: tuple[int, ...] | None = None
     output: str
     output_kind: OutputKind
@@ -107,7 +108,8 @@ class Identity(Record):
 
     teacher_sha256: of the teacher's file and of each with its external data; of all teachers of an
     ensemble, whose first one's are preprocess, output, output_kind and probability_floor, and whose
-    outputs class_map numbers. ensemble: null for a single teacher.
+    outputs class_map numbers. ensemble: null for a single teacher. inputs: the named numbers that
+    teachers of tables take, in place of `preprocess`.
     probability_floor: what smaller probabilities were taken for, where the teacher gave those.
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
@@ -117,7 +119,8 @@ class Identity(Record):
 
     format_version: Literal[1] = FORMAT_VERSION
     teacher_sha256: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preprocess | None = None
+    inputs: tuple[NumberInput, ...] | None = None
     classes: tuple[str, ...]
     class_map: tuple[int, ...] | None = None
     output: str
@@ -135,6 +138,11 @@ class Identity(Record):
     features: int | None = None
     positions: bool = False
     derived: Derivation | None = None
+
+    @model_validator(mode="after")
+    def _is_fed(self) -> Identity:
+        check_fed(self)
+        return self
 
     @model_validator(mode="after")
     def _features_stand_once(self) -> Identity:

@@ -26,15 +26,16 @@ class TeacherOutput:
     features: npt.NDArray[np.float32] | None = None
 
 
-# From uint8 pictures [N, height, width, channels].
-RunTeacher = Callable[[npt.NDArray[np.uint8]], TeacherOutput]
+# From the inputs of samples, as `SampleBlock` has them.
+RunTeacher = Callable[[Array], TeacherOutput]
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBlock:
     """N samples in source order.
 
-    keys: unique strings, `[N]`. inputs: uint8 pictures, `[N, height, width, channels]`.
+    keys: unique strings, `[N]`. inputs: uint8 pictures, `[N, height, width, channels]`, or of
+    tables a structured array `[N]` with a field of numbers for each named input.
     labels: int32 hard labels, `[N]`, null where unknown.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -97,11 +97,44 @@ class Preprocess(Record):
         return Framing.of(self)
 
 
+class NumberInput(Record):
+    """A named input of numbers: what a teacher of tables or tokens takes in place of a picture.
+
+    dtype: as NumPy names it. shape: of one sample, -1 where the graph leaves an axis open.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Fed(Protocol):
+    """Whatever says what a teacher is fed: pictures as `preprocess` makes them, or `inputs`."""
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How a picture becomes the model's input; None where it takes none."""
+
+    @property
+    def inputs(self) -> tuple[NumberInput, ...] | None:
+        """The named numbers that it takes in their place; None where it takes a picture."""
+
+
+def check_fed(fed: Fed) -> None:
+    """Raise ValueError unless there are either pictures or named numbers."""
+    if (fed.preprocess is None) == (not fed.inputs):
+        raise ValueError("preprocess and inputs go in each other's place; give one")
+
+
 class TeacherSpec(Record):
-    """Everything about a teacher that its graph does not say; stored inside the ONNX file."""
+    """Everything about a teacher that its graph does not say; stored inside the ONNX file.
+
+    inputs: of a teacher that takes no pictures, in place of `preprocess`.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
-    preprocess: Preprocess
+    preprocess: Preprocess | None = None
+    inputs: tuple[NumberInput, ...] | None = None
     classes: tuple[str, ...] = Field(min_length=2)
     output: str
     output_kind: OutputKind = "logits"
@@ -111,6 +144,11 @@ class TeacherSpec(Record):
     def probability_floor(self) -> float | None:
         """What smaller probabilities are taken for; None where the teacher gives none."""
         return PROBABILITY_FLOOR if self.output_kind == "probabilities" else None
+
+    @model_validator(mode="after")
+    def _is_fed(self) -> TeacherSpec:
+        check_fed(self)
+        return self
 
     @model_validator(mode="after")
     def _classes_are_unique(self) -> TeacherSpec:

@@ -173,8 +173,7 @@ def _stored(labels: LabelSet | None, source: Source, batch_size: int) -> Iterato
 
 def _labelled(labels: LabelSet, source: Source) -> JoinedSamples:
     """The source as the teacher saw it, with what it said."""
-    framing = labels.manifest.identity.preprocess.framing
-    own = source.reopen().framed(framing, f"the teacher of {labels.folder}")
+    own = source.reopen().fed(labels.manifest.identity, f"the teacher of {labels.folder}")
     return JoinedSamples(own, labels)
 
 

@@ -46,6 +46,7 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     refuse_folder(params.output)
     spec = _spec(params)
     preprocess = spec.preprocess
+    assert preprocess is not None
     inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
     assert params.weights is not None
     load_weights(inner, params.weights)

@@ -225,10 +225,9 @@ def _gallery(
         return {"gallery": None, "share": share}
     members = [member for pair in pairs for member in pair.members]
     pictures: Mapping[int, Any] = {}
-    if params.source is not None:
-        source = open_source(params.source).framed(
-            labels.manifest.identity.preprocess.framing, f"label set {labels.folder}"
-        )
+    identity = labels.manifest.identity
+    if params.source is not None and identity.preprocess is not None:
+        source = open_source(params.source).fed(identity, f"label set {labels.folder}")
         pictures = read_pictures(labels, source, members)
     shown = []
     for pair in pairs:

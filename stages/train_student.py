@@ -153,8 +153,8 @@ def _framing(params: TrainParams, source: Source, labels: LabelSet | None) -> Fr
     """
     height, width, channels = source.shape
     if source.framing is not None:
-        taught = None if labels is None else labels.manifest.identity.preprocess.channels
-        channels = params.channels or taught or 3
+        taught = None if labels is None else labels.manifest.identity.preprocess
+        channels = params.channels or (taught.channels if taught else 3)
     elif params.channels not in (None, channels):
         raise ParameterError(
             f"train.channels: is {params.channels}, the pictures of {source.path} have {channels}"

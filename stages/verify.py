@@ -124,8 +124,7 @@ def _against_source(
 def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
     """Take samples, by the student's own loader where it can, run the teacher, compare at T = 1."""
     labels = LabelSet(params.labels, manifest)
-    framing = manifest.identity.preprocess.framing
-    source = source.framed(framing, f"the teacher of {params.labels}")
+    source = source.fed(manifest.identity, f"the teacher of {params.labels}")
     temperature = max(1.0, min(labels.temperatures))
     if is_subset(manifest, source):
         pixels, logits = stored_rows(labels, source, temperature, params.replay, params.seed)

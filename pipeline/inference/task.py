@@ -41,6 +41,7 @@ class Task:
         return Identity(
             teacher_sha256=tuple(sha for one in self.teachers.members for sha in one.sha256),
             preprocess=spec.preprocess,
+            inputs=spec.inputs,
             classes=self.source.classes,
             class_map=self.order,
             output=spec.output,
@@ -63,10 +64,9 @@ def open_task(params: InferParams | PlanParams) -> Task:
     """
     told = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = open_source(params.source, params.workers)
-    stored = source.shape if source.framing is None else None
-    teachers = open_teachers(told, stored)
+    teachers = open_teachers(told, source.stored_shape)
     spec = teachers.first.spec
     name = f"teacher {teachers.first.path}"
-    source = source.framed(spec.preprocess.framing, name).naming(spec.classes)
+    source = source.fed(spec, name).naming(spec.classes)
     names = (name, f"source {params.source}")
     return Task(teachers, source, class_map(spec.classes, source.classes, names))

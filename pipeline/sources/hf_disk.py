@@ -16,15 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.sources.picture_columns import (
-    PIECE_ROWS,
-    PictureColumns,
+from softlabel.pipeline.sources.label_columns import (
     check_agreement,
     checked_features,
     checked_keys,
     features_of,
-    find_columns,
 )
+from softlabel.pipeline.sources.picture_columns import PIECE_ROWS, PictureColumns, find_columns
 from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.source import ShardRows, Source, no_such_source
@@ -59,7 +57,7 @@ def open_hf_disk(path: Path) -> Source:
     if found:
         check_agreement(path, {file: columns for file, (columns, _) in found.items()})
     shards = [ArrowPictures(file, columns, starts) for file, (columns, starts) in found.items()]
-    return Source(path, shards, shards[0].columns.classes if shards else ())
+    return Source(path, shards, shards[0].columns.others.classes if shards else ())
 
 
 class ArrowPictures:
@@ -88,7 +86,7 @@ class ArrowPictures:
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; pictures stay unread."""
-        key = self.columns.key
+        key = self.columns.others.key
         if key is None:
             return numbered_keys(self._path.stem, 0, self.rows)
         pieces = [

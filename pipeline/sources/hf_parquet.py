@@ -1,6 +1,6 @@
-"""Parquet files of encoded pictures, as Hugging Face and others write them.
+"""Parquet files of encoded pictures or of numbers, as Hugging Face and others write them.
 
-Columns: see `picture_columns`; the key is column `key`, `__key__` or `id`, else the row's number.
+Columns: see `picture_columns` and `number_columns`; keys and labels: see `label_columns`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.sources.picture_columns import (
-    PIECE_BYTES,
-    PIECE_ROWS,
-    PictureColumns,
+from softlabel.pipeline.sources.label_columns import (
+    TableColumns,
     check_agreement,
     checked_keys,
     features_of,
+)
+from softlabel.pipeline.sources.number_columns import NumberColumns, find_numbers
+from softlabel.pipeline.sources.picture_columns import (
+    PIECE_BYTES,
+    PIECE_ROWS,
     find_columns,
+    has_pictures,
 )
 from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.source import ShardRows, Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.teacher import NumberInput
 
 # Row groups may hold gigabytes: the file is read through a buffer of this size.
 BUFFER_BYTES = 2**20
@@ -39,8 +44,10 @@ def open_hf_parquet(path: Path, files: Sequence[Path]) -> Source:
     check_stems(path, {file: file.stem for file in files})
     found = {file: _look_into(file) for file in files}
     check_agreement(path, {file: columns for file, (columns, _) in found.items()})
-    shards = [ParquetPictures(file, columns, groups) for file, (columns, groups) in found.items()]
-    return Source(path, shards, shards[0].columns.classes)
+    shards = [ParquetTable(file, columns, groups) for file, (columns, groups) in found.items()]
+    first = shards[0].columns
+    numbers = first.numbers if isinstance(first, NumberColumns) else None
+    return Source(path, shards, first.others.classes, numbers=numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,10 @@ class RowGroups:
     piece_rows: tuple[int, ...]
 
 
-class ParquetPictures:
+class ParquetTable:
     """One Parquet file; the piece read last is kept, and where reading goes on after it."""
 
-    def __init__(self, path: Path, columns: PictureColumns, groups: RowGroups) -> None:
+    def __init__(self, path: Path, columns: TableColumns, groups: RowGroups) -> None:
         self.name = path.name
         self.rows = int(groups.starts[-1])
         self.bytes = path.stat().st_size
@@ -82,7 +89,7 @@ class ParquetPictures:
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; pictures stay unread."""
-        key = self.columns.key
+        key = self.columns.others.key
         if key is None:
             return numbered_keys(self._path.stem, 0, self.rows)
         try:
@@ -99,9 +106,14 @@ class ParquetPictures:
         """SHA-256 of the file as it is now."""
         return file_sha256(self._path)
 
-    def reopen(self) -> ParquetPictures:
+    def reopen(self) -> ParquetTable:
         """The same file for another thread."""
-        return ParquetPictures(self._path, self.columns, self._groups)
+        return ParquetTable(self._path, self.columns, self._groups)
+
+    def taking(self, inputs: Sequence[NumberInput]) -> ParquetTable:
+        """The same table of numbers with these inputs to read."""
+        assert isinstance(self.columns, NumberColumns)
+        return ParquetTable(self._path, self.columns.taking(inputs), self._groups)
 
     def close(self) -> None:
         """Let go of the file and its last piece."""
@@ -147,11 +159,12 @@ class ParquetPictures:
             ) from error
 
 
-def _look_into(path: Path) -> tuple[PictureColumns, RowGroups]:
+def _look_into(path: Path) -> tuple[TableColumns, RowGroups]:
     try:
         with _open(path) as file:
             schema, meta = file.schema_arrow, file.metadata
-            columns = find_columns(
+            find = find_columns if has_pictures(schema) else find_numbers
+            columns: TableColumns = find(
                 path, schema, features_of(path, schema), lambda name: _has_nulls(file, name)
             )
     except FAULTS as error:

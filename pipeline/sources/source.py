@@ -5,10 +5,10 @@ Each format brings shards with the few members of `SourceShard`; all else is her
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_sha
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment, SourceDigest, SourceFile
 from softlabel.schemas.sample import Array, SampleBlock
-from softlabel.schemas.teacher import Framing
+from softlabel.schemas.teacher import Fed, Framing, NumberInput
 
 # As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones.
 Pictures = Array | Sequence[bytes]
@@ -40,6 +40,14 @@ class ShardRows:
         return ShardRows(
             self.keys.take(numbers), taken(self.pictures, rows), self.labels.take(numbers)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A column of numbers. shape: of one sample, -1 where its lists may have any length."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 class SourceShard(Protocol):
@@ -70,14 +78,22 @@ class SourceShard(Protocol):
         """Let go of what is open and held; the next read opens it again."""
 
 
+class NumberShard(SourceShard, Protocol):
+    """A shard of a table without pictures."""
+
+    def taking(self, inputs: Sequence[NumberInput]) -> NumberShard:
+        """The same shard, whose rows are these columns: a structured array `[N]`."""
+
+
 class Source:
     """Samples in the order of their shards' names.
 
     classes: class names in label order; empty where the source has none. shape: height, width and
     channels of every picture as `read` gives it. framing: how encoded pictures of any size come to
-    that shape; None where pictures are stored as arrays, of `shape`. decoder: who decodes; reopened
-    readers share it. Not safe for use by two threads at once;
-    `reopen` gives each its own.
+    that shape; None where pictures are stored as arrays, of `shape`. numbers: the columns of a
+    table without pictures, else None; its shards are `NumberShard`s, and `read` gives a structured
+    array of what `fed` chose. decoder: who decodes; reopened readers share it. Not safe for use by
+    two threads at once; `reopen` gives each its own.
 
     Raises DataError where there are no samples.
     """
@@ -90,8 +106,10 @@ class Source:
         shape: tuple[int, int, int] | None = None,
         framing: Framing | None = None,
         decoder: Decoder | None = None,
+        numbers: Mapping[str, Number] | None = None,
     ) -> None:
         self.path = path
+        self.numbers = numbers
         self._decoder = decoder or Decoder()
         self.classes = classes
         self._shards = {shard.name: shard for shard in shards}
@@ -104,19 +122,44 @@ class Source:
             raise DataError(f"{path}: the source is empty; prepare it from data that has samples")
         self._open: SourceShard | None = None
         self._digests: dict[str, SourceDigest] = {}
-        if shape is None and framing is None:
+        if shape is None and framing is None and numbers is None:
             framing = self._first_framing()
         self.framing = framing
-        self.shape: tuple[int, int, int] = shape or framing.shape  # type: ignore[union-attr]
+        self._shape = shape if framing is None else framing.shape
 
     @property
     def rows(self) -> int:
         """Samples in all shards."""
         return sum(file.rows for file in self.files)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a picture. Raises DataError where there are none."""
+        if self._shape is None:
+            raise DataError(
+                f"{self.path}: holds no pictures but numbers ({', '.join(self.numbers or ())}); "
+                "'infer', 'plan' and 'verify' take those, for a teacher with inputs of these names"
+            )
+        return self._shape
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int] | None:
+        """The shape of pictures that are stored as arrays; None where there are none such."""
+        return self._shape if self.framing is None else None
+
     def reopen(self) -> Source:
         """A second reader of the same source, for another thread."""
         return self._with(self.classes, self.framing)
+
+    def fed(self, wanted: Fed, taker: str) -> Source:
+        """The source as a teacher takes it: its pictures framed, or its numbers chosen by name.
+
+        Raises DataError, naming `taker`, where it has nothing that is taken.
+        """
+        if wanted.preprocess is not None:
+            return self.framed(wanted.preprocess.framing, taker)
+        assert wanted.inputs is not None
+        return self._taking(wanted.inputs, taker)
 
     def framed(self, wanted: Framing, taker: str) -> Source:
         """The source with pictures of the shape that `taker`, named in the error, wants.
@@ -143,14 +186,31 @@ class Source:
         """The version of Pillow that decodes the pictures; None where they are arrays."""
         return None if self.framing is None else PIL.__version__
 
+    def _taking(self, inputs: Sequence[NumberInput], taker: str) -> Source:
+        names = [wanted.name for wanted in inputs]
+        if self.numbers is None:
+            raise DataError(
+                f"{self.path}: has pictures, {taker} takes numbers by name ({', '.join(names)}); "
+                "give a table of those"
+            )
+        missing = [name for name in names if name not in self.numbers]
+        if missing:
+            raise DataError(
+                f"{self.path}: has no column of numbers {', '.join(map(repr, missing))}, which "
+                f"{taker} takes; it has {', '.join(map(repr, self.numbers))}: rename them"
+            )
+        fitted = [fitted_input(self.path, self.numbers[one.name], one, taker) for one in inputs]
+        shards = [cast("NumberShard", shard).taking(fitted) for shard in self._shards.values()]
+        return Source(self.path, shards, self.classes, numbers=self.numbers)
+
     def naming(self, classes: Sequence[str]) -> Source:
         """The source with these class names where it has none of its own."""
         return self if self.classes else self._with(tuple(classes), self.framing)
 
     def _with(self, classes: tuple[str, ...], framing: Framing | None) -> Source:
         shards = [shard.reopen() for shard in self._shards.values()]
-        shape = None if framing else self.shape
-        return Source(self.path, shards, classes, shape, framing, self._decoder)
+        shape = None if framing else self._shape
+        return Source(self.path, shards, classes, shape, framing, self._decoder, self.numbers)
 
     def digest(self, name: str) -> SourceDigest:
         """Size and SHA-256 of shard `name` as its bytes are now; computed once."""
@@ -280,6 +340,29 @@ class Source:
         finally:
             shard.close()
         return Framing(height=height, width=width, channels=channels)
+
+
+def fitted_input(path: Path, number: Number, wanted: NumberInput, taker: str) -> NumberInput:
+    """The input with the shape that the column gives it, for axes that the graph leaves open.
+
+    A single number may be taken as an axis of one. Raises DataError where the shapes differ.
+    """
+    has = number.shape if number.shape or len(wanted.shape) != 1 else (1,)
+    pairs = list(zip(has, wanted.shape, strict=False))
+    if len(has) == len(wanted.shape) and all(one == two or -1 in (one, two) for one, two in pairs):
+        shape = tuple(max(pair) for pair in pairs)
+        if -1 not in shape:
+            return wanted.model_copy(update={"shape": shape})
+    raise DataError(
+        f"{path}: column {wanted.name!r} holds {axes(number.shape)} a sample, {taker} takes "
+        f"{axes(wanted.shape)}; write it so (where both leave a length open, as lists of a fixed "
+        "size)"
+    )
+
+
+def axes(shape: Sequence[int]) -> str:
+    """A shape in words, "any" for an open axis."""
+    return f"[{', '.join('any' if axis < 0 else str(axis) for axis in shape)}]"
 
 
 def _holds(shard: SourceShard, key: pa.StringScalar) -> bool:

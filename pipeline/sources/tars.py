@@ -24,7 +24,7 @@ from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.tar import HEADER
 from softlabel.pipeline.shards.tar_members import Member, member_groups, read_members
 from softlabel.pipeline.shards.tar_samples import CLASS_SUFFIX
-from softlabel.pipeline.sources.picture_columns import UNKNOWN
+from softlabel.pipeline.sources.label_columns import UNKNOWN
 from softlabel.pipeline.sources.pictures import (
     MOST_BYTES,
     PIECE_BYTES,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.mean import Mean, narrowed
@@ -23,7 +22,7 @@ from softlabel.pipeline.teachers.teacher import (
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Ensemble, Identity, Member
 from softlabel.schemas.params import Device, InferParams, PlanParams
-from softlabel.schemas.sample import TeacherOutput
+from softlabel.schemas.sample import Array, TeacherOutput
 
 if TYPE_CHECKING:
     from softlabel.pipeline.teachers.head import LinearEnd
@@ -83,7 +82,7 @@ def open_teachers(params: InferParams | PlanParams, shape: tuple[int, int, int] 
     ]
     first = members[0]
     for other in members[1:]:
-        _check_framing(first, other)
+        _check_alike(first, other)
     return Teachers(
         tuple(members),
         tuple(_order(first, member) for member in members),
@@ -135,11 +134,11 @@ class EnsembleSession:
             for session, order in zip(sessions, teachers.orders, strict=True)
         ]
 
-    def run(self, pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
-        """What they say of uint8 pictures `[N, height, width, channels]`, N <= batch."""
+    def run(self, samples: Array) -> TeacherOutput:
+        """What they say of N <= batch samples, see `TeacherSession.run`."""
         if self._mean is None:
-            return self._runs[0](pixels)
-        said = [run(pixels).logits.astype(np.float64) for run in self._runs]
+            return self._runs[0](samples)
+        said = [run(samples).logits.astype(np.float64) for run in self._runs]
         with np.errstate(invalid="ignore"):  # what is no number is refused by its key
             return TeacherOutput(narrowed(self._mean.logits(said)))
 
@@ -148,6 +147,7 @@ def _member(teacher: Teacher, order: tuple[int, ...] | None) -> Member:
     return Member(
         teacher_sha256=teacher.sha256,
         preprocess=teacher.spec.preprocess,
+        inputs=teacher.spec.inputs,
         class_map=order,
         output=teacher.spec.output,
         output_kind=teacher.spec.output_kind,
@@ -160,8 +160,16 @@ def _order(first: Teacher, member: Teacher) -> tuple[int, ...] | None:
     return class_map(member.spec.classes, first.spec.classes, names)
 
 
-def _check_framing(first: Teacher, other: Teacher) -> None:
-    one, two = (teacher.spec.preprocess.framing for teacher in (first, other))
+def _check_alike(first: Teacher, other: Teacher) -> None:
+    pictures = [teacher.spec.preprocess for teacher in (first, other)]
+    if pictures[0] is None or pictures[1] is None:
+        if first.spec.inputs != other.spec.inputs:
+            raise DataError(
+                f"teachers {first.path} and {other.path} take other inputs; label with each by "
+                "itself and take 'softlabel merge'"
+            )
+        return
+    one, two = pictures[0].framing, pictures[1].framing
     different = [
         name for name in type(one).model_fields if getattr(one, name) != getattr(two, name)
     ]

@@ -41,8 +41,10 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     Its input `pixels` is uint8 `[batch, height, width, channels]`, its output `logits` float32
     `[batch, classes]`. Raises DataError where torch cannot export the model or it is too large.
     """
+    assert spec.preprocess is not None
+    shape = spec.preprocess.shape
     for size in PARITY_BATCH_SIZES:
-        _eager(model, np.zeros((size, *spec.preprocess.shape), np.uint8), len(spec.classes))
+        _eager(model, np.zeros((size, *shape), np.uint8), len(spec.classes))
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > LARGEST_FILE:
         raise DataError(
@@ -50,7 +52,7 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
             "export it in float16"
         )
     # An example batch of 2: the exporter takes an axis of 1 for a constant.
-    example = torch.zeros((2, *spec.preprocess.shape), dtype=torch.uint8)
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
     with _quiet_exporter(), torch.no_grad():
         try:
             program = torch.onnx.export(

@@ -64,15 +64,22 @@ class TeacherSession:
             cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
         )
 
-    def run(self, pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
-        """What the teacher says of uint8 pictures `[N, height, width, channels]`, N <= batch."""
-        rows = len(pixels)
-        inputs = model_input(pixels, self._teacher.spec.preprocess)
-        if rows < self._batch_size:
-            padding = [(0, self._batch_size - rows), *[(0, 0)] * (inputs.ndim - 1)]
-            inputs = np.pad(inputs, padding)
+    def run(self, samples: Array) -> TeacherOutput:
+        """What the teacher says of N <= batch samples.
+
+        samples: uint8 pictures `[N, height, width, channels]`, or a structured array `[N]` of the
+        teacher's named inputs.
+        """
+        rows = len(samples)
+        padding = self._batch_size - rows
+        inputs = {
+            name: np.pad(values, [(0, padding), *[(0, 0)] * (values.ndim - 1)])
+            if padding
+            else values
+            for name, values in self._inputs(samples).items()
+        }
         names = [self._teacher.spec.output, *([self._end.features] if self._end else [])]
-        logits, *others = run_model(self._session, names, {self._teacher.input_name: inputs})
+        logits, *others = run_model(self._session, names, inputs)
         classes = len(self._teacher.spec.classes)
         if logits.shape != (self._batch_size, classes):
             raise DataError(
@@ -86,6 +93,15 @@ class TeacherSession:
             check_kind(said, kind, self._teacher.path)
             self._checked = True
         return TeacherOutput(as_logits(said, kind), features)
+
+    def _inputs(self, samples: Array) -> dict[str, Array]:
+        spec = self._teacher.spec
+        if spec.preprocess is not None:
+            assert self._teacher.input_name is not None
+            return {self._teacher.input_name: model_input(samples, spec.preprocess)}
+        return {
+            wanted.name: np.ascontiguousarray(samples[wanted.name]) for wanted in spec.inputs or ()
+        }
 
     def _features(self, end: LinearEnd, values: Array) -> npt.NDArray[np.float32]:
         features = values.T if end.transposed else values
@@ -105,8 +121,8 @@ def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher
         return run
     columns = np.asarray(order)
 
-    def reordered(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
-        output = run(pixels)
+    def reordered(samples: Array) -> TeacherOutput:
+        output = run(samples)
         return replace(output, logits=np.ascontiguousarray(output.logits[:, columns]))
 
     return reordered

@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.teachers.graph_inputs import (
+    dimensions,
+    graph_inputs,
+    number_inputs,
+    picture_input,
+)
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Identity
 from softlabel.schemas.params import InferParams, PlanParams
@@ -21,12 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """An opened teacher file. fixed_batch: the batch size its graph insists on, or None."""
+    """An opened teacher file.
+
+    input_name: of the pictures, None where it takes numbers by name. fixed_batch: the batch size
+    its graph insists on, or None.
+    """
 
     path: Path
     sha256: tuple[str, ...]
     spec: TeacherSpec
-    input_name: str
+    input_name: str | None
     fixed_batch: int | None
 
 
@@ -41,14 +51,16 @@ def open_teacher(
     that is missing. Raises ParameterError, DataError.
     """
     model = _load(path)
-    entry = _single_input(path, model)
+    entry = picture_input(model)
     metadata = _metadata(model)
     if METADATA_KEY in metadata:
         spec = _own_spec(path, metadata[METADATA_KEY], told)
+    elif entry is None:
+        spec = _told_numbers(path, model, told)
     else:
         spec = _told_spec(path, model, entry, told, shape)
     _check_output(path, model, spec)
-    return Teacher(path, _hashes(path, model), spec, entry.name, _dimensions(entry)[0])
+    return _opened(path, model, spec, _hashes(path, model))
 
 
 def carries_metadata(path: Path) -> bool:
@@ -68,7 +80,6 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
     Raises ParameterError, and DataError where the file is another than the one recorded.
     """
     model = _load(path)
-    entry = _single_input(path, model)
     hashes = _hashes(path, model)
     if hashes != identity.teacher_sha256:
         raise DataError(
@@ -78,11 +89,40 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
     classes = _own_classes(path, model, identity)
     spec = TeacherSpec(
         preprocess=identity.preprocess,
+        inputs=identity.inputs,
         classes=classes,
         output=identity.output,
         output_kind=identity.output_kind,
     )
-    return Teacher(path, hashes, spec, entry.name, _dimensions(entry)[0])
+    return _opened(path, model, spec, hashes)
+
+
+def _opened(
+    path: Path, model: onnx.ModelProto, spec: TeacherSpec, hashes: tuple[str, ...]
+) -> Teacher:
+    """Raises DataError where the graph does not take what the spec says it is fed."""
+    entry = picture_input(model)
+    if spec.preprocess is not None and entry is None:
+        found = (
+            ", ".join(f"{entry.name}{dimensions(entry)}" for entry in graph_inputs(model)) or "none"
+        )
+        raise DataError(
+            f"{path}: a picture teacher has one input of four axes, this one has: {found}; "
+            "export the model again with one picture input"
+        )
+    if spec.inputs is not None and spec.inputs != number_inputs(path, model):
+        raise DataError(
+            f"{path}: its inputs are not those that are said of it; export the model again"
+        )
+    batches = {dimensions(one)[0] if dimensions(one) else None for one in graph_inputs(model)}
+    fixed = next((size for size in batches if size is not None), None)
+    name = None if entry is None or spec.preprocess is None else entry.name
+    return Teacher(path, hashes, spec, name, fixed)
+
+
+def _no_pictures(model: onnx.ModelProto) -> str:
+    found = ", ".join(f"{one.name}{_axes(dimensions(one))}" for one in graph_inputs(model))
+    return f"a picture teacher has one input of four axes, this one has: {found or 'none'}"
 
 
 def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tuple[str, ...]:
@@ -93,7 +133,7 @@ def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tupl
     if METADATA_KEY in metadata:
         return _parse_spec(path, metadata[METADATA_KEY]).classes
     (output,) = [entry for entry in model.graph.output if entry.name == identity.output]
-    width = _dimensions(output)[-1]
+    width = dimensions(output)[-1]
     return identity.classes if width is None else tuple(str(number) for number in range(width))
 
 
@@ -118,27 +158,6 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def _single_input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    entries: list[onnx.ValueInfoProto] = [
-        entry for entry in model.graph.input if entry.name not in constants
-    ]
-    if len(entries) != 1 or len(_dimensions(entries[0])) != 4:
-        found = ", ".join(f"{entry.name}{_dimensions(entry)}" for entry in entries) or "none"
-        raise DataError(
-            f"{path}: a picture teacher has one input of four axes, this one has: {found}; "
-            "export the model again with one picture input"
-        )
-    return entries[0]
-
-
-def _dimensions(entry: onnx.ValueInfoProto) -> list[int | None]:
-    return [
-        dim.dim_value if dim.HasField("dim_value") else None
-        for dim in entry.type.tensor_type.shape.dim
-    ]
-
-
 def _own_spec(path: Path, text: str, told: InferParams | PlanParams) -> TeacherSpec:
     given = [name for name in _TOLD if getattr(told, name)]
     if given:
@@ -161,18 +180,30 @@ def _parse_spec(path: Path, text: str) -> TeacherSpec:
         ) from error
 
 
-_TOLD = (
-    "classes",
-    "output_name",
-    "output_kind",
-    "input_layout",
-    "mean",
-    "std",
-    "height",
-    "width",
-    "resize",
-    "interpolation",
-)
+_OF_PICTURES = ("input_layout", "mean", "std", "height", "width", "resize", "interpolation")
+_TOLD = ("classes", "output_name", "output_kind", *_OF_PICTURES)
+
+
+def _told_numbers(
+    path: Path, model: onnx.ModelProto, told: InferParams | PlanParams
+) -> TeacherSpec:
+    given = [name for name in _OF_PICTURES if getattr(told, name)]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ParameterError(
+            f"{path}: {_no_pictures(model)}, and {flags} are of pictures; leave them out where it "
+            "takes numbers by name, or export the model again with one picture input"
+        )
+    inputs = number_inputs(path, model)
+    settled = {*_OF_PICTURES, *(("output_name",) if len(model.graph.output) == 1 else ())}
+    _refuse_missing(path, model, told, settled)
+    fields: dict[str, Any] = {
+        "inputs": inputs,
+        "classes": told.classes,
+        "output": told.output_name or model.graph.output[0].name,
+        "output_kind": told.output_kind,
+    }
+    return _validated(path, fields)
 
 
 def _told_spec(
@@ -195,13 +226,7 @@ def _told_spec(
     settled |= {name for name in ("height", "width") if sizes[name] is not None}
     if len(outputs) == 1:
         settled.add("output_name")
-    missing = [name for name in _TOLD if name not in settled and not getattr(told, name)]
-    if missing:
-        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise ParameterError(
-            f"{path}: has no softlabel metadata and its {_words(missing)} cannot be known; "
-            f"pass {flags} (outputs of the file: {', '.join(outputs)})"
-        )
+    _refuse_missing(path, model, told, settled)
     channels = sizes["channels"] or 3
     fields: dict[str, Any] = {
         "preprocess": {
@@ -219,6 +244,23 @@ def _told_spec(
         "output": told.output_name or outputs[0],
         "output_kind": told.output_kind,
     }
+    return _validated(path, fields)
+
+
+def _refuse_missing(
+    path: Path, model: onnx.ModelProto, told: InferParams | PlanParams, settled: set[str]
+) -> None:
+    missing = [name for name in _TOLD if name not in settled and not getattr(told, name)]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        outputs = ", ".join(output.name for output in model.graph.output)
+        raise ParameterError(
+            f"{path}: has no softlabel metadata and its {_words(missing)} cannot be known; "
+            f"pass {flags} (outputs of the file: {outputs})"
+        )
+
+
+def _validated(path: Path, fields: dict[str, Any]) -> TeacherSpec:
     try:
         return TeacherSpec.model_validate(fields)
     except ValidationError as error:
@@ -232,11 +274,11 @@ def _picture_sizes(
     shape: tuple[int, int, int] | None,
 ) -> dict[str, int | None]:
     """What the graph says of its pictures, else what was told, else what the stored ones are."""
-    dimensions = _dimensions(entry)[1:]
+    axes = dimensions(entry)[1:]
     order = (0, 1, 2) if told.input_layout == "NHWC" else (1, 2, 0)
     said = {"height": told.height, "width": told.width, "channels": None}
     return {
-        name: dimensions[axis] or said[name] or (None if shape is None else shape[place])
+        name: axes[axis] or said[name] or (None if shape is None else shape[place])
         for place, (name, axis) in enumerate(zip(said, order, strict=True))
     }
 
@@ -248,11 +290,11 @@ def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None
             f"{path}: has no output {spec.output!r}; its outputs are {', '.join(outputs)}; "
             "pass --output-name or export again"
         )
-    dimensions = _dimensions(outputs[spec.output])
-    width = dimensions[-1] if dimensions else None
-    if dimensions and (len(dimensions) != 2 or width not in (None, len(spec.classes))):
+    axes = dimensions(outputs[spec.output])
+    width = axes[-1] if axes else None
+    if axes and (len(axes) != 2 or width not in (None, len(spec.classes))):
         raise DataError(
-            f"{path}: output {spec.output!r} has shape {_axes(dimensions)}, "
+            f"{path}: output {spec.output!r} has shape {_axes(axes)}, "
             f"{len(spec.classes)} class names were given; they must agree as [batch, classes]"
         )
 
@@ -291,5 +333,5 @@ def _words(names: list[str]) -> str:
     return ", ".join(name.replace("_", " ") for name in names)
 
 
-def _axes(dimensions: list[int | None]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in dimensions) + "]"
+def _axes(sizes: list[int | None]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in sizes) + "]"

@@ -81,6 +81,7 @@ def assert_a_good_teacher(path: Path, model: nn.Module, height: int = 12, width:
     spec = TeacherSpec.model_validate_json(metadata[METADATA_KEY])
     assert spec.classes == CLASSES
     assert (spec.output, spec.output_kind) == (output.name, "logits")
+    assert spec.preprocess is not None
     assert spec.preprocess.shape == (height, width, 3)
     assert (spec.preprocess.mean, spec.preprocess.std) == (MEAN, STD)
     assert spec.preprocess.in_graph

@@ -14,7 +14,7 @@ import pytest
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources import hf_parquet, picture_columns
-from softlabel.pipeline.sources.hf_parquet import ParquetPictures, open_hf_parquet
+from softlabel.pipeline.sources.hf_parquet import ParquetTable, open_hf_parquet
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
@@ -131,13 +131,13 @@ def test_a_large_row_group_is_read_once_and_in_pieces(
     source = write(tmp_path / "a.parquet", table_of(block, label=None), write_batch_size=8)
     assert source.files[0].bytes > 4 * 2**20
     begun: list[int] = []
-    read_group = ParquetPictures._read_group
+    read_group = ParquetTable._read_group
 
-    def counted(self: ParquetPictures, group: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def counted(self: ParquetTable, group: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         begun.append(group)
         return read_group(self, group)
 
-    monkeypatch.setattr(ParquetPictures, "_read_group", counted)
+    monkeypatch.setattr(ParquetTable, "_read_group", counted)
     before, most = pa.total_allocated_bytes(), 0
     for first in range(0, 400, 16):
         rows = source.read([Segment(source="a.parquet", first=first, rows=16)])
@@ -165,7 +165,7 @@ def open_hf_parquet_without_looking(path: Path) -> Source:
     """The source without its first picture being asked for the shape."""
     columns, groups = hf_parquet._look_into(path)
     framing = Framing(height=2, width=3, channels=1)
-    return Source(path, [ParquetPictures(path, columns, groups)], CLASSES, None, framing)
+    return Source(path, [ParquetTable(path, columns, groups)], CLASSES, None, framing)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])

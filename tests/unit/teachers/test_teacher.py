@@ -101,13 +101,13 @@ def test_anybodys_file_takes_what_is_told(path: Path) -> None:
 
 def test_free_picture_axes_take_the_sources_size(path: Path) -> None:
     teacher = opened(path, make_model([float_input("n", 1, "h", "w")]), TOLD)
-    assert teacher.spec.preprocess.shape == SHAPE
+    assert teacher.spec.preprocess is not None and teacher.spec.preprocess.shape == SHAPE
 
 
 def test_axes_follow_the_layout_told(path: Path) -> None:
     told = TOLD.model_copy(update={"input_layout": "NHWC"})
     teacher = opened(path, make_model([float_input("n", 2, 3, 1)]), told)
-    assert teacher.spec.preprocess.shape == SHAPE
+    assert teacher.spec.preprocess is not None and teacher.spec.preprocess.shape == SHAPE
 
 
 def test_the_only_output_and_uint8_arithmetic_need_not_be_told(path: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_only_output_and_uint8_arithmetic_need_not_be_told(path: Path) -> No
     model = make_model([float_input("n", 2, 3, 1, kind=TensorProto.UINT8)], outputs=("scores",))
     teacher = opened(path, model, told)
     assert teacher.spec.output == "scores"
-    assert teacher.spec.preprocess.in_graph
+    assert teacher.spec.preprocess is not None and teacher.spec.preprocess.in_graph
 
 
 def test_one_error_names_all_that_is_missing(path: Path) -> None:
@@ -160,7 +160,7 @@ def test_our_own_file_is_not_contradicted(path: Path) -> None:
     [
         ("{", "Invalid JSON"),
         ("[]", "valid dictionary|object"),
-        ("{}", r"preprocess: Field required"),
+        ("{}", r"classes: Field required"),
         (SPEC.model_dump_json().replace('"NHWC"', '"CHWN"'), r"preprocess\.layout"),
         (SPEC.model_dump_json().replace("0.25", "0"), "std must be above 0"),
         (SPEC.model_dump_json().replace('"bee"', '"ant"'), "'ant' appears twice"),
@@ -216,8 +216,8 @@ def test_a_cut_file_is_refused(path: Path) -> None:
         [float_input("n", 1, 2, 3), float_input("n", name="mask")],
     ],
 )
-def test_a_teacher_has_one_picture_input(path: Path, inputs: list[Any]) -> None:
-    with pytest.raises(DataError, match="has one input of four axes, this one has: x"):
+def test_a_teacher_of_pictures_has_one_input(path: Path, inputs: list[Any]) -> None:
+    with pytest.raises(ParameterError, match="has one input of four axes, this one has: x"):
         opened(path, make_model(inputs), TOLD)
 
 
