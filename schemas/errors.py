@@ -4,7 +4,7 @@ SoftlabelError
 ├── CheckFailed         1   a check said no: export parity, a teacher no better than chance
 ├── ParameterError      2   a flag or params.yaml is wrong, a given path does not exist
 ├── DataError           3   what a file holds is wrong: no ONNX file, duplicate keys, corrupt shard
-│   └── IdentityError       the folder holds labels that something else decided
+│   └── IdentityError       the folder holds labels, or a run, that something else decided
 └── EnvironmentFault    4   the machine: provider, memory, disk, permission, missing extra
     └── LeaseHeld           another process writes this folder
 """
@@ -37,7 +37,7 @@ class DataError(SoftlabelError):
 
 
 class IdentityError(DataError):
-    """A folder holds labels of another identity than the ones asked for."""
+    """A folder holds labels of another identity, or another run's checkpoint, than asked for."""
 
 
 class EnvironmentFault(SoftlabelError):

@@ -266,6 +266,22 @@ class TrainParams(Record):
     logger: Literal["dvclive", "none"] = Field(
         "dvclive", description="who also writes the curves, beside train.json"
     )
+    checkpoint_epochs: int = Field(
+        1, ge=0, description="write a checkpoint after every so many epochs; 0: never [epochs]"
+    )
+    checkpoint_steps: int = Field(
+        0,
+        ge=0,
+        description="write one after every so many steps too, within an epoch; 0: never [steps]",
+    )
+    if_different: IfDifferent = Field(
+        "error",
+        description="when the checkpoint of a run with other parameters or data stands: stop, or "
+        "'replace' it",
+    )
+    overwrite: bool = Field(
+        False, description="start afresh even where a checkpoint of the same run stands"
+    )
     output: Path = Field(
         Path("models/students"),
         description="folder of the result, or with a run the parent of RUN-SEED/",

@@ -23,9 +23,10 @@ from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.cards import find_cards, read_card
+from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
-from softlabel.pipeline.training.loop import make_fabric, predict
 from softlabel.pipeline.training.student import load_student
+from softlabel.pipeline.training.validation import predict
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import EvaluateParams

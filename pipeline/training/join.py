@@ -103,10 +103,14 @@ class JoinedSamples:
         return self._source.rows
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, shuffle_rows: int
+        self, seed: int, epoch: int, batch_size: int, shuffle_rows: int, first_batch: int = 0
     ) -> Iterator[TrainingBatch]:
-        """Every sample once, in batches of `batch_size`; only the last may be smaller."""
-        spans = Steps(self.rows, 0, batch_size).spans()
+        """Every sample once, in batches of `batch_size`; only the last may be smaller.
+
+        first_batch: leave out the batches before that one.
+        """
+        start = min(first_batch * batch_size, self.rows)
+        spans = Steps(self.rows, start, batch_size).spans()
         for batch in self.batches(seed, epoch, shuffle_rows, spans):
             teacher = sparse = None
             if batch.block is not None and self._sparse:

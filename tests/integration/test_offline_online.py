@@ -16,8 +16,9 @@ from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.models import PictureModel, build_model
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
+from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
-from softlabel.pipeline.training.loop import make_fabric, train
+from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.schemas.reports import EpochRecord
 from softlabel.schemas.sample import Array, TeacherOutput
@@ -91,7 +92,7 @@ def curve(
     model = PictureModel(build_model(params.model, {"hidden": 16}, 10, 1), (0.5,), (0.5,))
     records: list[EpochRecord] = []
 
-    def batches(epoch: int) -> Iterator[TrainingBatch]:
+    def batches(epoch: int, start: int) -> Iterator[TrainingBatch]:
         return iter([first[epoch]])
 
     train(params, make_fabric("cpu", "32-true"), model, batches, 1, None, records.append)

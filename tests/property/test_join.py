@@ -87,3 +87,15 @@ def test_ranks_share_the_order_from_any_position_on(
             assert numbers_of_pixels(batch.pixels).tolist() == keys
             assert batch.block is not None
             assert numbers_of_logits(batch.block.logits()) == keys
+
+
+@given(SEEDS, EPOCHS, BATCHES, SHUFFLES, st.integers(0, ROWS + 1))
+def test_an_epoch_can_begin_at_any_batch(
+    joined: JoinedSamples, seed: int, epoch: int, batch_size: int, shuffle_rows: int, first: int
+) -> None:
+    whole = list(joined.epoch(seed, epoch, batch_size, shuffle_rows))
+    rest = list(joined.epoch(seed, epoch, batch_size, shuffle_rows, first))
+    assert [batch.keys for batch in rest] == [batch.keys for batch in whole[first:]]
+    for batch in rest:
+        assert batch.teacher is not None
+        assert numbers_of_logits(batch.teacher) == numbers_of_keys(batch.keys)

@@ -1,0 +1,155 @@
+"""What a training reads, opened and checked before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.validation import Validation
+from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import sha256_of
+from softlabel.schemas.params import TrainParams
+from softlabel.schemas.reports import CalibrateReport
+from softlabel.schemas.teacher import Framing
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInputs:
+    """The samples as the student sees them, their soft labels, and those to validate on.
+
+    fitted_temperature: divides the teacher's logits alone.
+    """
+
+    source: Source
+    labels: LabelSet | None
+    samples: JoinedSamples
+    validation: Validation | None
+    fitted_temperature: float
+
+    @property
+    def identities(self) -> Mapping[str, Any]:
+        """What tells these inputs from others under the same names, JSON values."""
+        validation = self.validation and _fingerprint(self.validation.source)
+        return {
+            "source files": _fingerprint(self.source),
+            "validation files": validation,
+            "labels' identity": self.labels.identity if self.labels else None,
+            "fitted temperature": self.fitted_temperature,
+        }
+
+
+def open_inputs(params: TrainParams) -> TrainingInputs:
+    """Open what `params` name.
+
+    Raises ParameterError, and DataError where it does not fit together.
+    """
+    labels = _soft_labels(params)
+    classes = () if labels is None else labels.classes
+    source = open_source(params.source).naming(classes)
+    framing = _framing(params, source, labels)
+    source = source.framed(framing, "the student")
+    if not source.classes:
+        raise DataError(
+            f"{source.path}: names no classes; train from a label set, or prepare the source with "
+            "its class names"
+        )
+    validation = _validation(params, source, framing)
+    fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
+    sparse = labels is not None and labels.manifest.identity.codec == "topk"
+    samples = JoinedSamples(
+        source,
+        labels,
+        fitted * params.temperature,
+        sparse=sparse and params.loss == "kd" and params.tail == "bucket",
+    )
+    return TrainingInputs(source, labels, samples, validation, fitted)
+
+
+def _fingerprint(source: Source) -> str:
+    files = [file.model_dump_json() for file in source.files]
+    return sha256_of("\n".join(files).encode())
+
+
+def _soft_labels(params: TrainParams) -> LabelSet | None:
+    if params.loss == "hard" or params.labels is None:
+        return None
+    labels = open_labelset(params.labels)
+    needs_all = params.loss in ("dkd", "dist", "mse") or params.standardise
+    if labels.manifest.identity.codec == "topk" and (needs_all or params.temperature_end):
+        wanted = "standardise" if params.standardise else f"loss {params.loss!r}"
+        if params.loss == "kd" and params.temperature_end:
+            wanted = "temperature_end"
+        raise ParameterError(
+            f"train: {wanted} needs the logits of all classes at any temperature, and "
+            f"{params.labels} keeps {labels.manifest.identity.k} of them; use loss 'kd' at one "
+            "temperature, or label again with --codec dense-f16"
+        )
+    return labels
+
+
+def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
+    """The T that `calibrate` fitted to this teacher; 1 where none was asked for."""
+    if params.calibration is None:
+        return 1.0
+    try:
+        report = CalibrateReport.model_validate_json(params.calibration.read_bytes())
+    except FileNotFoundError as error:
+        raise ParameterError(
+            f"{params.calibration}: no such calibration; make it with 'softlabel calibrate'"
+        ) from error
+    except ValidationError as error:
+        raise DataError(
+            f"{params.calibration}: is no calibration.json; make it with 'softlabel calibrate'"
+        ) from error
+    if report.teacher_sha256 != labels.manifest.identity.teacher_sha256:
+        raise DataError(
+            f"{params.calibration}: was fitted to another teacher than that of {labels.folder}; "
+            "calibrate with labels of this one"
+        )
+    return report.temperature
+
+
+def _framing(params: TrainParams, source: Source, labels: LabelSet | None) -> Framing:
+    """How the student sees pictures: as told, else in the size of the source's first.
+
+    Encoded ones have as many channels as the teacher took, or three: a source may begin with a
+    grey picture and go on in colour.
+    """
+    height, width, channels = source.shape
+    if source.framing is not None:
+        taught = None if labels is None else labels.manifest.identity.preprocess
+        channels = params.channels or (taught.channels if taught else 3)
+    elif params.channels not in (None, channels):
+        raise ParameterError(
+            f"train.channels: is {params.channels}, the pictures of {source.path} have {channels}"
+        )
+    try:
+        return Framing(
+            height=params.height or height,
+            width=params.width or width,
+            channels=channels,
+            resize=params.resize,
+            interpolation=params.interpolation,
+        )
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ParameterError(f"train: {reason}") from error
+
+
+def _validation(params: TrainParams, source: Source, framing: Framing) -> Validation | None:
+    """The source to validate on, seen as the student sees it, its classes found by name."""
+    if params.validation is None:
+        return None
+    validation = (
+        open_source(params.validation).naming(source.classes).framed(framing, "the student")
+    )
+    names = (f"source {source.path}", f"source {validation.path}")
+    return Validation(validation, class_map(source.classes, validation.classes, names))

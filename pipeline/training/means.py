@@ -1,0 +1,68 @@
+"""Means of the loss's terms over an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from softlabel.pipeline.training.losses import LossTerms
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.reports import EpochRecord
+
+
+class EpochMeans:
+    """Sums of the terms over an epoch, weighted by batch size; kept on the training device."""
+
+    def __init__(self) -> None:
+        self.begin(0.0)
+
+    def begin(self, rate: float) -> None:
+        """Start an epoch with learning rate `rate`."""
+        self._rate = rate
+        self._rows = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, terms: LossTerms, student: Tensor, labels: Tensor) -> None:
+        """Count a batch: its terms, student logits `[N, C]` and labels int64 `[N]`."""
+        rows = len(labels)
+        self._rows += rows
+        hits = (student.argmax(dim=1) == labels).sum() / rows
+        named = {
+            "loss": terms.total,
+            "hard": terms.hard,
+            "soft": terms.soft,
+            "soft_kl": terms.soft_kl,
+            "train_accuracy": hits,
+        }
+        for name, value in named.items():
+            if value is not None:
+                added = value.detach() * rows
+                self._sums[name] = self._sums[name] + added if name in self._sums else added
+
+    def record(self, epoch: int) -> EpochRecord:
+        """The epoch's means; raises DataError where the loss is not finite."""
+        means = {name: float(total) / self._rows for name, total in self._sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise DataError(
+                f"train: the loss is {means['loss']} in epoch {epoch}; lower --learning-rate"
+            )
+        return EpochRecord(
+            epoch=epoch,
+            learning_rate=self._rate,
+            loss=means["loss"],
+            hard=means["hard"],
+            soft=means.get("soft"),
+            soft_kl=means.get("soft_kl"),
+            train_accuracy=means["train_accuracy"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes to go on within the epoch."""
+        return {"rate": self._rate, "rows": self._rows, "sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another one was."""
+        self._rate, self._rows, self._sums = state["rate"], state["rows"], dict(state["sums"])

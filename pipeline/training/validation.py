@@ -1,0 +1,64 @@
+"""A model run over a source in its order, and how right it is on samples it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
+from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Segment
+
+VALIDATION_ROWS = 1024
+
+
+class Validation(NamedTuple):
+    """Samples that are not trained on. order: the student's class of each of the source's."""
+
+    source: Source
+    order: tuple[int, ...] | None
+
+
+def validate(model: nn.Module, fabric: Fabric, validation: Validation | None) -> dict[str, float]:
+    """Accuracy and NLL in nats under the names that an epoch's record has for them.
+
+    Raises DataError where no sample has a hard label or the logits are not finite.
+    """
+    if validation is None:
+        return {}
+    metrics = ClassifierMetrics(bins=1)
+    for logits, batch in predict(model, fabric, validation.source, VALIDATION_ROWS):
+        known = batch.labels >= 0
+        try:
+            hard = batch.labels[known]
+            order = validation.order
+            hard = hard if order is None else np.asarray(order)[hard]
+            metrics.add(logits.numpy()[known], hard)
+        except ValueError as error:
+            raise DataError(f"train: validation: {error}; lower --learning-rate") from error
+    if metrics.rows == 0:
+        raise DataError(f"{validation.source.path}: has no hard labels to validate on")
+    return {"validation_accuracy": metrics.accuracy, "validation_nll": metrics.nll}
+
+
+def predict(
+    model: nn.Module, fabric: Fabric, source: Source, batch_size: int
+) -> Iterator[tuple[Tensor, TrainingBatch]]:
+    """Logits `[N, classes]` on the CPU for every batch of `source`, in its order."""
+    model.eval()
+    for file in source.files:
+        for first in range(0, file.rows, batch_size):
+            rows = min(batch_size, file.rows - first)
+            samples = source.read([Segment(source=file.name, first=first, rows=rows)])
+            pixels = torch.from_numpy(samples.inputs.copy())
+            with torch.no_grad():
+                logits = model(fabric.to_device(pixels)).float().cpu()
+            labels = samples.hard_labels().astype("int64")
+            yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
