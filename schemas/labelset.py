@@ -114,7 +114,8 @@ class Identity(Record):
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
-    of the stored inner output, null without one. positions: a row is a sequence of positions.
+    of the stored inner output, null without one; features_output: its name in the teacher's graph.
+    positions: a row is a sequence of positions.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -136,6 +137,7 @@ class Identity(Record):
     tail: Tail | None = None
     head_sha256: str | None = None
     features: int | None = None
+    features_output: str | None = None
     positions: bool = False
     derived: Derivation | None = None
 

@@ -335,6 +335,9 @@ class ExportParams(Record):
         (), description="per-channel deviation of pictures scaled to 0..1"
     )
     output_kind: OutputKind = Field("logits", description="what the model gives")
+    features: bool = Field(
+        False, description="give out the inputs of the last layer too, for 'infer --features auto'"
+    )
     output: Path = Field(Path("models/teacher.onnx"), description="the ONNX file to publish")
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     samples: Path | None = Field(
@@ -373,6 +376,11 @@ class InferParams(Record):
         "uniform",
         description="how the codec topk spreads what it does not keep: evenly, or as the teacher "
         "does on the whole, by a sample of the source",
+    )
+    features: str | None = Field(
+        None,
+        description="inner output of the teacher's graph to store too, as float16, or 'auto': the "
+        "inputs of its last layer; default: none",
     )
     temperatures: tuple[Positive, ...] = Field(
         (1.0, 2.0, 4.0, 8.0),

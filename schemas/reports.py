@@ -281,7 +281,9 @@ class Replay(Record):
 
     kl_mean: mean KL at T = 1 of the stored labels to the teacher, in nats; kl_limit: the largest
     that passes; probability_difference: the largest of any class of any row. shifted_kl_mean: the
-    same with the labels shifted by one row, the negative control, which must not pass.
+    same with the labels shifted by one row, the negative control, which must not pass. Of stored
+    features, null without any: the largest difference as a part of the largest feature, the same
+    shifted by one row.
     """
 
     rows: int
@@ -289,6 +291,8 @@ class Replay(Record):
     kl_limit: float
     probability_difference: float
     shifted_kl_mean: float
+    features_difference: float | None = None
+    shifted_features_difference: float | None = None
 
 
 class VerifyReport(Record):

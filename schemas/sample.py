@@ -18,8 +18,8 @@ Logits = npt.NDArray[np.float32]
 class TeacherOutput:
     """What a teacher says of N samples.
 
-    logits: float32 `[N, classes]`. features: the inputs of its last layer, float32 `[N, width]`,
-    where they were asked for.
+    logits: float32 `[N, classes]`. features: an inner output, float32 `[N, width]`, where one was
+    asked for.
     """
 
     logits: Logits

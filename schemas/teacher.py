@@ -129,7 +129,8 @@ def check_fed(fed: Fed) -> None:
 class TeacherSpec(Record):
     """Everything about a teacher that its graph does not say; stored inside the ONNX file.
 
-    inputs: of a teacher that takes no pictures, in place of `preprocess`.
+    inputs: of a teacher that takes no pictures, in place of `preprocess`. features: the output that
+    holds its penultimate features, null without one.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -138,6 +139,7 @@ class TeacherSpec(Record):
     classes: tuple[str, ...] = Field(min_length=2)
     output: str
     output_kind: OutputKind = "logits"
+    features: str | None = None
     opset: int | None = None
 
     @property

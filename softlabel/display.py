@@ -217,6 +217,11 @@ def _verify(report: Any) -> str:
             f"{replay.kl_limit:.1e}), largest difference of a probability "
             f"{replay.probability_difference:.1e}; shifted by one row: {replay.shifted_kl_mean:.1e}"
         )
+    if report.replay is not None and report.replay.features_difference is not None:
+        lines.append(
+            f"their features differ by {replay.features_difference:.1e} of the largest one; "
+            f"shifted by one row: {replay.shifted_features_difference:.1e}"
+        )
     if report.not_replayed is not None:
         lines.append(report.not_replayed)
     if report.removed:

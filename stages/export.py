@@ -12,6 +12,7 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.export import (
+    FEATURES_NAME,
     OUTPUT_NAME,
     PARITY_BATCH_SIZES,
     check_parity,
@@ -115,6 +116,7 @@ def _spec(params: ExportParams) -> TeacherSpec:
             classes=read_class_names(params.classes),
             output=OUTPUT_NAME,
             output_kind=params.output_kind,
+            features=FEATURES_NAME if params.features else None,
             opset=params.opset,
         )
     except ValidationError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softlabel.pipeline.codecs.factored import Head
-from softlabel.pipeline.inference.codec_choice import choose_codec
+from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
 from softlabel.pipeline.inference.plan import batches, limited, plan_shards
 from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
@@ -28,6 +28,7 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.head import checking_head
+from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import CheckFailed, ParameterError
 from softlabel.schemas.labelset import (
@@ -94,7 +95,8 @@ def _work(params: InferParams, progress: Progress) -> _Work:
     codec, end = choose_codec(params.codec, task.teachers, progress)
     head = task.head(end)
     _check_codec(params, codec, len(task.source.classes))
-    session = EnsembleSession(task.teachers, params.device, params.batch_size, end)
+    inner = choose_inner(params.features, end, task.teachers)
+    session = EnsembleSession(task.teachers, params.device, params.batch_size, inner)
     run_teacher = in_class_order(session.run, task.order)
     if head is not None:
         run_teacher = checking_head(run_teacher, head, task.teachers.first.path)
@@ -110,6 +112,7 @@ def _work(params: InferParams, progress: Progress) -> _Work:
             k=params.k if codec == "topk" else None,
             tail=params.tail if codec == "topk" else None,
             head=head,
+            features=_features(params, task, session, inner),
         ),
         making=partly if partial else INFERRED,
         limit=limit,
@@ -118,6 +121,15 @@ def _work(params: InferParams, progress: Progress) -> _Work:
         shards=plan_shards(files, params.batch_size, params.shard_rows),
     )
     return _Work(task, plan, head, run_teacher)
+
+
+def _features(
+    params: InferParams, task: Task, session: EnsembleSession, inner: InnerOutput | None
+) -> tuple[str, int] | None:
+    """Name and width of what is stored as features beside the labels; None for nothing."""
+    if inner is None or params.features is None:
+        return None
+    return inner.name, session.features_width(task.blank(1))
 
 
 def _standing(

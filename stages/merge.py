@@ -130,6 +130,7 @@ def _identity(
             "tail": "uniform" if params.codec == "topk" else None,
             "head_sha256": None,
             "features": None,
+            "features_output": None,
             "derived": Derivation(
                 verb="merge",
                 parents=tuple(labels.identity for labels in sets),

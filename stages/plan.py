@@ -102,7 +102,7 @@ def _session(
     path = teachers.first.path
     try:
         end = _linear_end(teachers)
-        session = EnsembleSession(teachers, params.device, params.batch_size, end)
+        session = EnsembleSession(teachers, params.device, params.batch_size, end.inner)
         checking_head(session.run, end.head, path)(first.inputs)
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ").rpartition(";")[0]

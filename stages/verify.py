@@ -10,8 +10,14 @@ import numpy.typing as npt
 
 from softlabel.pipeline.checking import detectors as checks
 from softlabel.pipeline.checking.coverage import check_whole_coverage, check_whole_source
-from softlabel.pipeline.checking.replay import chain_loss, is_subset, stored_rows, why_not_replayed
-from softlabel.pipeline.codecs.numerics import Floats, softmax
+from softlabel.pipeline.checking.replay import (
+    chain_loss,
+    features_difference,
+    is_subset,
+    stored_rows,
+    why_not_replayed,
+)
+from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.labelset import integrity
 from softlabel.pipeline.labelset.folder import remove_shards
 from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
@@ -22,16 +28,20 @@ from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession, reopen_teachers
+from softlabel.pipeline.teachers.features import find_features
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
 from softlabel.schemas.params import VerifyParams
 from softlabel.schemas.reports import Problem, Replay, VerifyReport
+from softlabel.schemas.sample import TeacherOutput
 
 # A replay may run elsewhere than the labels were made: what float32 arithmetic moves, and a
 # multiple of what the codec is known to lose.
 KL_FLOOR = 1e-5
 KL_FACTOR = 10.0
+# Of the largest feature: float16 rounds by 5e-4 of each, and another device's arithmetic differs.
+FEATURES_LIMIT = 5e-3
 # Rows among which the replayed ones are chosen, in random pieces of at most 8,192.
 REPLAY_WINDOW = 65536
 
@@ -127,10 +137,11 @@ def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
     source = source.fed(manifest.identity, f"the teacher of {params.labels}")
     temperature = max(1.0, min(labels.temperatures))
     if is_subset(manifest, source):
-        pixels, logits = stored_rows(labels, source, temperature, params.replay, params.seed)
+        pixels, block = stored_rows(labels, source, params.replay, params.seed)
+        logits: npt.NDArray[np.floating] = block.logits(temperature)
     else:
         pixels, logits = _student_rows(params, labels, source, temperature)
-    full = _run_teacher(params, manifest, pixels)
+    full = _run_teacher(params, manifest, pixels).logits
     columns = manifest.identity.class_map
     teacher = full if columns is None else full[:, list(columns)]
     near = min(manifest.fidelity, key=lambda item: abs(item.temperature - temperature))
@@ -141,13 +152,30 @@ def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
         loss = max(loss, checks.mean_divergence(teacher / temperature, lost / temperature))
     teacher = teacher / np.float32(temperature)
     stored = logits.astype(np.float32) / np.float32(temperature)
+    features, shifted_features = _replay_features(params, labels, source)
     return Replay(
         rows=len(stored),
         kl_mean=checks.mean_divergence(teacher, stored),
         kl_limit=KL_FLOOR + KL_FACTOR * loss,
         probability_difference=float(np.abs(softmax(teacher, 1) - softmax(stored, 1)).max()),
         shifted_kl_mean=checks.mean_divergence(teacher, np.roll(stored, 1, axis=0)),
+        features_difference=features,
+        shifted_features_difference=shifted_features,
     )
+
+
+def _replay_features(
+    params: VerifyParams, labels: LabelSet, source: Source
+) -> tuple[float | None, float | None]:
+    """How far stored features lie from the teacher's, and shifted by one row; None without any."""
+    if labels.manifest.identity.features_output is None:
+        return None, None
+    pixels, block = stored_rows(labels, source, params.replay, params.seed)
+    made = _run_teacher(params, labels.manifest, pixels).features
+    assert made is not None
+    assert block.features is not None
+    shifted = np.roll(block.features, 1, axis=0)
+    return features_difference(made, block.features), features_difference(made, shifted)
 
 
 def _student_rows(
@@ -160,13 +188,22 @@ def _student_rows(
     return batch.pixels, batch.teacher
 
 
-def _run_teacher(params: VerifyParams, manifest: Manifest, pixels: npt.NDArray[np.uint8]) -> Floats:
-    """The teacher's logits of all its classes, in its own order."""
+def _run_teacher(
+    params: VerifyParams, manifest: Manifest, pixels: npt.NDArray[np.uint8]
+) -> TeacherOutput:
+    """The teacher's logits of all its classes, in its own order, and what features are stored."""
     teachers = reopen_teachers(params.teacher, manifest.identity)
+    name = manifest.identity.features_output
+    inner = None if name is None else find_features(teachers.first, name)
     size = next((one.fixed_batch for one in teachers.members if one.fixed_batch), len(pixels))
-    session = EnsembleSession(teachers, params.device, size)
+    session = EnsembleSession(teachers, params.device, size, inner)
     parts = range(0, len(pixels), size)
-    return np.concatenate([session.run(pixels[first : first + size]).logits for first in parts])
+    outputs = [session.run(pixels[first : first + size]) for first in parts]
+    features = [output.features for output in outputs if output.features is not None]
+    return TeacherOutput(
+        np.concatenate([output.logits for output in outputs]),
+        np.concatenate(features) if features else None,
+    )
 
 
 def _judge(replay: Replay) -> Iterator[Problem]:
@@ -181,6 +218,17 @@ def _judge(replay: Replay) -> Iterator[Problem]:
             f"labels shifted by one row pass too (mean KL {replay.shifted_kl_mean:.2g}), so the "
             "replay proves nothing: the teacher says the same of every sample"
         )
+        yield Problem(kind="negative control", shard=None, message=message)
+    if replay.features_difference is None or replay.shifted_features_difference is None:
+        return
+    if not replay.features_difference <= FEATURES_LIMIT:
+        message = (
+            f"the teacher's features are others: they differ by {replay.features_difference:.2g} "
+            f"of the largest one, at most {FEATURES_LIMIT:g} passes"
+        )
+        yield Problem(kind="replay", shard=None, message=message)
+    if replay.shifted_features_difference <= FEATURES_LIMIT:
+        message = "features shifted by one row pass too, so their replay proves nothing"
         yield Problem(kind="negative control", shard=None, message=message)
 
 

@@ -153,6 +153,8 @@ def _bad_values(
     labels = block.labels.fill_null(0).to_numpy(zero_copy_only=False)
     yield "a label is outside the classes", (labels < 0) | (labels >= classes)
     yield "the shift is not finite", ~np.isfinite(block.shift)
+    if block.features is not None:
+        yield "a feature is not finite", ~np.asarray(np.isfinite(block.features).all(axis=1))
     unknown = np.asarray(block.top1 >= classes)
     yield "top1 is outside the classes", unknown
     if unknown.any():

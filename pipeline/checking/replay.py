@@ -19,7 +19,7 @@ from softlabel.pipeline.codecs.make import make_codec
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
-from softlabel.pipeline.shards.block import concat_blocks
+from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Identity, Manifest, Segment
 
@@ -45,9 +45,9 @@ def is_subset(manifest: Manifest, source: Source) -> bool:
 
 
 def stored_rows(
-    labels: LabelSet, source: Source, T: float, rows: int, seed: int
-) -> tuple[Pixels, Floats]:
-    """Random samples of a set: their pictures `[N, H, W, C]`, found by key, and logits for T."""
+    labels: LabelSet, source: Source, rows: int, seed: int
+) -> tuple[Pixels, LabelBlock]:
+    """Random samples of a set: their pictures `[N, H, W, C]`, found by key, and their labels."""
     views = labels.views
     samples = len(labels) // views
     chosen = np.random.default_rng(seed).permutation(samples)[:rows] * views
@@ -57,7 +57,13 @@ def stored_rows(
     stored = np.sort(chosen)
     parts = [part for row in stored.tolist() for part in reader.read(row, row + 1)]
     block = concat_blocks(parts).take(np.searchsorted(stored, chosen))
-    return _pictures(source, block.keys), block.logits(T)
+    return _pictures(source, block.keys), block
+
+
+def features_difference(made: Floats, stored: npt.NDArray[np.float16]) -> float:
+    """The largest difference of a feature `[N, width]`, as a part of the largest feature."""
+    largest = max(np.abs(made).max(initial=0), np.finfo(np.float32).tiny)
+    return float(np.abs(made - stored).max(initial=0) / largest)
 
 
 def chain_loss(

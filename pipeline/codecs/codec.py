@@ -40,8 +40,8 @@ class Column:
 class ShiftedRows:
     """What every codec packs: d `[N, C]`, C-contiguous, shift `[N]`, top1 `[N]`.
 
-    lowest: smallest d of each row, `[N]`. masked: whether any of them is -inf. features: the inputs
-    of the teacher's last layer, float32 `[N, width]`, where they were asked for.
+    lowest: smallest d of each row, `[N]`. masked: whether any of them is -inf. features: for
+    `factored` the inputs of the teacher's last layer, float32 `[N, width]`.
     """
 
     d: Floats
@@ -148,6 +148,17 @@ def to_half(d: Floats, lowest: Floats) -> npt.NDArray[np.float16]:
     if np.isneginf(lowest).any():
         half[np.isneginf(d)] = -np.inf
     return half
+
+
+def features_to_half(features: Floats) -> npt.NDArray[np.float16]:
+    """Features `[N, width]` in float16.
+
+    Raises ValueError with the row's number in `args[1]` where float16 cannot hold one.
+    """
+    bad = ~(np.abs(features) <= LARGEST_HALF).all(axis=1)
+    if bad.any():
+        raise ValueError("features are beyond 65,504, the end of float16", int(bad.argmax()))
+    return features.astype(np.float16)
 
 
 def _small_to_half(values: Floats) -> npt.NDArray[np.float16]:

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from softlabel.pipeline.codecs.codec import (
-    LARGEST_HALF,
     SMALLEST_NORMAL_HALF,
     Column,
     Columns,
     ShiftedRows,
+    features_to_half,
 )
 from softlabel.pipeline.codecs.numerics import Floats, log_sums
 from softlabel.schemas.errors import DataError
@@ -92,15 +92,12 @@ class Factored:
         """Columns `features` `[N, d]` and `lse` `[N, K]`; what float16 cannot hold is refused."""
         if rows.features is None:
             raise ValueError("codec factored needs the features of the teacher's last layer", 0)
-        bad = ~(np.abs(rows.features) <= LARGEST_HALF).all(axis=1)
-        if bad.any():
-            raise ValueError("features are beyond 65,504, the end of float16", int(bad.argmax()))
+        features = features_to_half(rows.features)
         if rows.masked:
             bad = (np.isneginf(rows.d) & np.isfinite(self.head.bias)).any(axis=1)
             if bad.any():
                 row = int(bad.argmax())
                 raise ValueError("logits hold -inf, which factored cannot store", row)
-        features = rows.features.astype(np.float16)
         return {"features": features, "lse": log_sums(rows.d, self.temperatures)}
 
     def logits(self, columns: Columns, T: float) -> Floats:

@@ -1,10 +1,12 @@
-"""Which codec a run of the teacher gets: the one asked for, or the default for its classes."""
+"""What a run of the teacher stores: the codec asked for or the default, and which features."""
 
 from __future__ import annotations
 
 from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.teachers.ensemble import Teachers
+from softlabel.pipeline.teachers.features import find_features
 from softlabel.pipeline.teachers.head import LinearEnd, find_head
+from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import CodecName
 from softlabel.schemas.params import InferCodec
@@ -51,3 +53,26 @@ def choose_codec(
         return "topk", None
     progress.say(f"codec factored: {width:,} features a row, and the teacher's last layer once")
     return "factored", end
+
+
+def choose_inner(
+    asked: str | None, end: LinearEnd | None, teachers: Teachers
+) -> InnerOutput | None:
+    """What is taken out of the teacher beside its logits: `end` for `factored`, or what was asked.
+
+    Raises ParameterError where features do not go with the codec or the ensemble, DataError where
+    the teacher has no such output.
+    """
+    if asked is None:
+        return None if end is None else end.inner
+    if end is not None:
+        raise ParameterError(
+            "infer.features: codec factored stores the inputs of the last layer already; leave "
+            "--features out, or pass --codec topk or dense-f16"
+        )
+    if teachers.mean is not None:
+        raise ParameterError(
+            f"infer.features: {len(teachers.members)} teachers have no one inner output; leave "
+            "--features out, or label with one teacher"
+        )
+    return find_features(teachers.first, asked)

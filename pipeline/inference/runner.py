@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.codecs.codec import (
     CHUNK_VALUES,
-    Codec,
     ShiftedRows,
     encode_rows,
+    features_to_half,
     shift_rows,
 )
 from softlabel.pipeline.inference.plan import batches
@@ -139,7 +139,7 @@ def _encode(
             if gathered[0].shard is not shard:
                 shard = gathered[0].shard
                 tally = Tally(packing.identity.temperatures, measured_rows(shards))
-            block = _labelled(_joined(gathered), packing.codec)
+            block = _labelled(_joined(gathered), packing)
             first = 0
             # Each batch as the teacher said it: a product with the head rounds by its rows.
             for batch in gathered:
@@ -184,10 +184,21 @@ def _joined(batches: list[_Batch]) -> _Batch:
     )
 
 
-def _labelled(batch: _Batch, codec: Codec) -> LabelBlock:
+def _labelled(batch: _Batch, packing: Packing) -> LabelBlock:
+    inner = batch.output.features
+    stored = None if packing.identity.features is None else inner
     with naming_the_key(batch.keys):
-        rows = encode_rows(codec, batch.output.logits, batch.output.features)
-    return LabelBlock(batch.keys, batch.labels, rows.top1, rows.shift, rows.columns, codec)
+        rows = encode_rows(packing.codec, batch.output.logits, inner)
+        features = None if stored is None else features_to_half(stored)
+    return LabelBlock(
+        batch.keys,
+        batch.labels,
+        rows.top1,
+        rows.shift,
+        rows.columns,
+        packing.codec,
+        features=features,
+    )
 
 
 def _as_said(logits: Logits) -> Reference:

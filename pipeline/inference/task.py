@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.sources.opening import open_source
-from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.sources.source import Source, fitted_input
 from softlabel.pipeline.teachers.ensemble import Teachers, open_teachers
 from softlabel.pipeline.teachers.head import LinearEnd
 from softlabel.schemas.labelset import CodecName, Identity, Tail
 from softlabel.schemas.params import InferParams, PlanParams
+from softlabel.schemas.sample import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class Task:
             return None
         return end.head if self.order is None else end.head.take(self.order)
 
+    def blank(self, rows: int) -> Array:
+        """So many samples that say nothing, of the kind and shape that the teachers take."""
+        spec, numbers = self.teachers.first.spec, self.source.numbers
+        if spec.inputs is None or numbers is None:
+            return np.zeros((rows, *self.source.shape), np.uint8)
+        path, taker = self.source.path, f"teacher {self.teachers.first.path}"
+        fitted = [fitted_input(path, numbers[one.name], one, taker) for one in spec.inputs]
+        return np.zeros(rows, [(one.name, one.dtype, one.shape) for one in fitted])
+
     def identity(
         self,
         temperatures: tuple[float, ...],
@@ -35,8 +47,13 @@ class Task:
         k: int | None = None,
         tail: Tail | None = None,
         head: Head | None = None,
+        features: tuple[str, int] | None = None,
     ) -> Identity:
-        """What decides the labels that these teachers give this source, packed so."""
+        """What decides the labels that these teachers give this source, packed so.
+
+        features: name and width of the inner output that is stored beside them.
+        """
+        name, width = features or (None, None)
         spec = self.teachers.first.spec
         return Identity(
             teacher_sha256=tuple(sha for one in self.teachers.members for sha in one.sha256),
@@ -54,6 +71,8 @@ class Task:
             k=k,
             tail=tail,
             head_sha256=None if head is None else head.digest(),
+            features=width,
+            features_output=name,
         )
 
 

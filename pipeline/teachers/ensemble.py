@@ -25,7 +25,7 @@ from softlabel.schemas.params import Device, InferParams, PlanParams
 from softlabel.schemas.sample import Array, TeacherOutput
 
 if TYPE_CHECKING:
-    from softlabel.pipeline.teachers.head import LinearEnd
+    from softlabel.pipeline.teachers.inner import InnerOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +118,17 @@ def reopen_teachers(paths: Sequence[Path], identity: Identity) -> Teachers:
 class EnsembleSession:
     """Runs all teachers on the same batch, as `TeacherSession` does one.
 
-    record: of the first; where and how they run is the same for all. end: of a single teacher.
+    record: of the first; where and how they run is the same for all. inner: of a single teacher.
     """
 
     def __init__(
-        self, teachers: Teachers, device: Device, batch_size: int, end: LinearEnd | None = None
+        self, teachers: Teachers, device: Device, batch_size: int, inner: InnerOutput | None = None
     ) -> None:
         sessions = [
-            TeacherSession(teacher, device, batch_size, end) for teacher in teachers.members
+            TeacherSession(teacher, device, batch_size, inner) for teacher in teachers.members
         ]
         self.record = sessions[0].record
+        self.features_width = sessions[0].features_width
         self._mean = teachers.mean
         self._runs = [
             in_class_order(session.run, order)

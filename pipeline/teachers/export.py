@@ -9,12 +9,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 
+from softlabel.pipeline.teachers.head import last_layer_input
 from softlabel.pipeline.teachers.models import PictureModel
 from softlabel.schemas.errors import CheckFailed, DataError
 from softlabel.schemas.sample import Array
@@ -22,6 +24,7 @@ from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
 
 INPUT_NAME = "pixels"
 OUTPUT_NAME = "logits"
+FEATURES_NAME = "features"
 PARITY_BATCH_SIZES = (1, 2, 7)
 # Protobuf's limit, less what the graph itself may take.
 LARGEST_FILE = 2**31 - 2**24
@@ -39,7 +42,9 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     """`model` in eval mode as the bytes of one ONNX file that carries `spec` as metadata.
 
     Its input `pixels` is uint8 `[batch, height, width, channels]`, its output `logits` float32
-    `[batch, classes]`. Raises DataError where torch cannot export the model or it is too large.
+    `[batch, classes]`; where `spec` names features, that output holds the inputs of its last linear
+    layer. Raises DataError where torch cannot export the model, it is too large or has no such
+    layer.
     """
     assert spec.preprocess is not None
     shape = spec.preprocess.shape
@@ -71,6 +76,8 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     assert program is not None
     proto = program.model_proto
     _forget_this_machine(proto)
+    if spec.features is not None:
+        _name_features(proto, spec.features)
     onnx.helper.set_model_props(proto, {METADATA_KEY: spec.model_dump_json(exclude_none=True)})
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -122,6 +129,18 @@ def _exported(session: onnxruntime.InferenceSession, batch: Array) -> Array:
             f"the exported file fails on a batch of {len(batch)}: {_root_cause(error)}; nothing "
             "was published; the model must take any batch size"
         ) from error
+
+
+def _name_features(proto: onnx.ModelProto, name: str) -> None:
+    """Add the output `name`, which hands on the inputs of the last linear layer."""
+    path = Path("the exported model")
+    inner = last_layer_input(path, proto, OUTPUT_NAME, "leave --features out")
+    proto.graph.node.append(onnx.helper.make_node("Identity", [inner], [name]))
+    known = [entry for entry in proto.graph.value_info if entry.name == inner]
+    output = onnx.ValueInfoProto()
+    output.CopyFrom(known[0] if known else onnx.ValueInfoProto())
+    output.name = name
+    proto.graph.output.append(output)
 
 
 def _forget_this_machine(proto: onnx.ModelProto) -> None:

@@ -16,9 +16,13 @@ from onnx import numpy_helper
 
 from softlabel.pipeline.codecs.factored import HEAD_TOLERANCE, Head
 from softlabel.pipeline.codecs.numerics import Floats
+from softlabel.pipeline.teachers.inner import InnerOutput, give_out
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
+FACTORED = "codec factored needs a linear layer as the teacher's last step"
+FEATURES = "its features are the inputs of a linear layer at its end"
+DENSE = "pass --codec dense-f16"
 FLOATING = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -31,16 +35,10 @@ SHAPING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 
 @dataclass(frozen=True, slots=True)
 class LinearEnd:
-    """The layer at the end of a teacher, and the teacher extended by an output for its inputs.
-
-    features: that output's name, `[N, d]`, or `[d, N]` where `transposed`. model: the extended
-    graph as ONNX bytes; external data stays where it is.
-    """
+    """The layer at the end of a teacher, and its inputs as an output of that, `[N, d]`."""
 
     head: Head
-    features: str
-    transposed: bool
-    model: bytes
+    inner: InnerOutput
 
 
 def find_head(path: Path, output: str, classes: int) -> LinearEnd:
@@ -51,7 +49,7 @@ def find_head(path: Path, output: str, classes: int) -> LinearEnd:
     float32 cannot hold them, or it has no fewer inputs than classes.
     """
     model = onnx.load(path, load_external_data=False)
-    graph = _Graph(path, model)
+    graph = _Graph(path, model, FACTORED, DENSE)
     weight, bias, features, transposed = _linear(graph, output)
     if weight.shape[0] != classes:
         raise graph.refusal(f"its last layer has {weight.shape[0]} outputs for {classes} classes")
@@ -60,9 +58,24 @@ def find_head(path: Path, output: str, classes: int) -> LinearEnd:
             f"its last layer has {weight.shape[1]} inputs for {classes} classes, so storing them "
             "would save nothing"
         )
-    if features not in {entry.name for entry in model.graph.output}:
-        model.graph.output.append(onnx.ValueInfoProto(name=features))
-    return LinearEnd(Head(weight, bias), features, transposed, model.SerializeToString())
+    return LinearEnd(Head(weight, bias), give_out(model, features, transposed))
+
+
+def last_layer_input(path: Path, model: onnx.ModelProto, output: str, remedy: str) -> str:
+    """The tensor that the last linear layer before `output` takes, `[N, d]`.
+
+    A softmax or its logarithm may stand behind the layer, and all that `find_head` allows. Raises
+    DataError, naming what was found instead and `remedy`, where there is no such layer.
+    """
+    graph = _Graph(path, model, FEATURES, remedy)
+    node = graph.maker(output)
+    while _passes(node) or (node.op_type in ("Softmax", "LogSoftmax") and node.domain == ""):
+        output = node.input[0]
+        node = graph.maker(output)
+    layer, _ = _last_layer(graph, output)
+    if _attributes(layer).get("transA"):
+        raise graph.refusal(f"its last {layer.op_type} takes them transposed")
+    return str(layer.input[0])
 
 
 def checking_head(run: RunTeacher, head: Head, path: Path) -> RunTeacher:
@@ -85,6 +98,12 @@ def checking_head(run: RunTeacher, head: Head, path: Path) -> RunTeacher:
 
 def _check_head(head: Head, output: TeacherOutput, path: Path) -> None:
     assert output.features is not None
+    width = head.weight.shape[1]
+    if output.features.shape[1] != width:
+        raise DataError(
+            f"{path}: gave its last layer {output.features.shape[1]} inputs a sample, codec "
+            f"factored needs {width}; pass --codec dense-f16"
+        )
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused by its key
         made = head.logits(output.features)
         # Equal infinities, masked classes among them, differ by nothing.
@@ -104,8 +123,10 @@ def _check_head(head: Head, output: TeacherOutput, path: Path) -> None:
 class _Graph:
     """The nodes of a graph by what they make, and its constants."""
 
-    def __init__(self, path: Path, model: onnx.ModelProto) -> None:
+    def __init__(self, path: Path, model: onnx.ModelProto, need: str, remedy: str) -> None:
         self._path = path
+        self._need = need
+        self._remedy = remedy
         self._makers: dict[str, onnx.NodeProto] = {
             name: node for node in model.graph.node for name in node.output
         }
@@ -152,10 +173,7 @@ class _Graph:
 
     def refusal(self, found: str) -> DataError:
         """The error for a graph without a usable layer."""
-        return DataError(
-            f"{self._path}: codec factored needs a linear layer as the teacher's last step, and "
-            f"{found}; pass --codec dense-f16"
-        )
+        return DataError(f"{self._path}: {self._need}, and {found}; {self._remedy}")
 
     def _array(self, tensor: onnx.TensorProto) -> Array:
         return numpy_helper.to_array(tensor, base_dir=str(self._path.parent))
@@ -163,6 +181,16 @@ class _Graph:
 
 def _linear(graph: _Graph, name: str) -> tuple[Floats, Floats, str, bool]:
     """Weight `[C, d]`, bias `[C]`, the name of the layer's input, whether that is `[d, N]`."""
+    node, added = _last_layer(graph, name)
+    weight, own, transposed = _layer(graph, node)
+    bias = np.zeros(len(weight), np.float32)
+    for value in [*own, *added]:
+        bias += _row(graph, value, len(weight))
+    return weight, bias, node.input[0], transposed
+
+
+def _last_layer(graph: _Graph, name: str) -> tuple[onnx.NodeProto, list[Floats]]:
+    """The Gemm or MatMul that makes `name`, and the constants that are added to what it makes."""
     added = []
     while True:
         node = graph.maker(name)
@@ -182,11 +210,7 @@ def _linear(graph: _Graph, name: str) -> tuple[Floats, Floats, str, bool]:
             break
     if node.op_type not in ("Gemm", "MatMul") or node.domain != "":
         raise graph.refusal(f"its logits are made by {graph.described(name)}")
-    weight, own, transposed = _layer(graph, node)
-    bias = np.zeros(len(weight), np.float32)
-    for value in [*own, *added]:
-        bias += _row(graph, value, len(weight))
-    return weight, bias, node.input[0], transposed
+    return node, added
 
 
 def _passes(node: onnx.NodeProto) -> bool:

@@ -23,7 +23,7 @@ from softlabel.schemas.params import Device
 from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
 if TYPE_CHECKING:
-    from softlabel.pipeline.teachers.head import LinearEnd
+    from softlabel.pipeline.teachers.inner import InnerOutput
 
 # Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
 # execution record. TF32 would move logits by about 1e-3.
@@ -35,12 +35,12 @@ EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 class TeacherSession:
     """Runs batches of exactly `batch_size` rows; smaller ones are padded and trimmed.
 
-    record: where and how it runs. end: the linear layer whose inputs are given out as features.
+    record: where and how it runs. inner: what is given out as features.
     Raises EnvironmentFault where the device cannot be had.
     """
 
     def __init__(
-        self, teacher: Teacher, device: Device, batch_size: int, end: LinearEnd | None = None
+        self, teacher: Teacher, device: Device, batch_size: int, inner: InnerOutput | None = None
     ) -> None:
         if teacher.fixed_batch not in (None, batch_size):
             raise ParameterError(
@@ -49,9 +49,9 @@ class TeacherSession:
             )
         self._teacher = teacher
         self._batch_size = batch_size
-        self._end = end
+        self._inner = inner
         self._checked = False
-        extended = None if end is None else end.model
+        extended = None if inner is None else inner.model
         self._session, name = create_session(teacher.path, device, extended)
         provider = self._session.get_providers()[0]
         self.record = ExecutionRecord(
@@ -70,6 +70,22 @@ class TeacherSession:
         samples: uint8 pictures `[N, height, width, channels]`, or a structured array `[N]` of the
         teacher's named inputs.
         """
+        logits, features = self._outputs(samples)
+        said = logits.astype(np.float32, copy=False)
+        kind = self._teacher.spec.output_kind
+        if not self._checked:
+            check_kind(said, kind, self._teacher.path)
+            self._checked = True
+        return TeacherOutput(as_logits(said, kind), features)
+
+    def features_width(self, samples: Array) -> int:
+        """How many features a sample has, by asking about these, which are for their shape only."""
+        _, features = self._outputs(samples)
+        assert features is not None
+        return int(features.shape[1])
+
+    def _outputs(self, samples: Array) -> tuple[Array, npt.NDArray[np.float32] | None]:
+        """Logits as the graph gives them, `[N, classes]`, and features `[N, width]`."""
         rows = len(samples)
         padding = self._batch_size - rows
         inputs = {
@@ -78,7 +94,7 @@ class TeacherSession:
             else values
             for name, values in self._inputs(samples).items()
         }
-        names = [self._teacher.spec.output, *([self._end.features] if self._end else [])]
+        names = [self._teacher.spec.output, *([self._inner.name] if self._inner else [])]
         logits, *others = run_model(self._session, names, inputs)
         classes = len(self._teacher.spec.classes)
         if logits.shape != (self._batch_size, classes):
@@ -86,13 +102,8 @@ class TeacherSession:
                 f"{self._teacher.path}: gave logits of shape {list(logits.shape)}, expected "
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
-        features = self._features(self._end, *others)[:rows] if self._end else None
-        said = logits[:rows].astype(np.float32, copy=False)
-        kind = self._teacher.spec.output_kind
-        if not self._checked:
-            check_kind(said, kind, self._teacher.path)
-            self._checked = True
-        return TeacherOutput(as_logits(said, kind), features)
+        features = self._features(self._inner, *others)[:rows] if self._inner else None
+        return logits[:rows], features
 
     def _inputs(self, samples: Array) -> dict[str, Array]:
         spec = self._teacher.spec
@@ -103,16 +114,15 @@ class TeacherSession:
             wanted.name: np.ascontiguousarray(samples[wanted.name]) for wanted in spec.inputs or ()
         }
 
-    def _features(self, end: LinearEnd, values: Array) -> npt.NDArray[np.float32]:
-        features = values.T if end.transposed else values
-        width = end.head.weight.shape[1]
-        if features.shape != (self._batch_size, width):
+    def _features(self, inner: InnerOutput, values: Array) -> npt.NDArray[np.float32]:
+        values = values.T if inner.transposed else values
+        if values.shape[:1] != (self._batch_size,) or values.dtype.kind != "f":
             raise DataError(
-                f"{self._teacher.path}: gave its last layer inputs of shape "
-                f"{list(features.shape)}, codec factored needs [{self._batch_size}, {width}]; pass "
-                "--codec dense-f16"
+                f"{self._teacher.path}: its inner output {inner.name!r} is {values.dtype} of shape "
+                f"{list(values.shape)}; features are floating-point numbers with an axis of "
+                f"{self._batch_size} samples first; name another output"
             )
-        return features.astype(np.float32, copy=False)
+        return values.reshape(self._batch_size, -1).astype(np.float32, copy=False)
 
 
 def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:

@@ -107,6 +107,18 @@ def test_a_table_is_labelled_and_verified(tabular: Project, command: Command) ->
     assert planned.code == 0, planned.stderr
 
 
+def test_what_its_last_layer_takes_is_stored_too(tabular: Project, command: Command) -> None:
+    rows = written(tabular)
+    assert command(*INFER, *TOLD, "--source=rows", "--features=auto").code == 0
+    labels = softlabel.open("labels")
+    features = labels.lookup(rows["id"].combine_chunks()).features
+    assert features is not None
+    assert (labels.manifest.identity.features_output, features.shape) == ("row", (ROWS, 7))
+    np.testing.assert_allclose(features @ WEIGHTS, expected(rows), rtol=2e-3, atol=0.1)
+    checked = command("verify", "--source=rows", "--teacher=teacher.onnx", "--labels=labels")
+    assert checked.code == 0, checked.stdout
+
+
 def test_a_changed_table_is_another_source(tabular: Project, command: Command) -> None:
     """The identity holds what the teacher was fed, so that a replay finds the change."""
     written(tabular)

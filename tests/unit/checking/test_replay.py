@@ -27,8 +27,8 @@ def test_random_rows_with_their_pictures_each_row_group_once(
         return to_block(table, packing)
 
     monkeypatch.setattr(parquet_shards, "to_block", count)
-    pixels, logits = stored_rows(open_labelset(folder), source, 1.0, 50, seed=3)
-    found = numbers_of_logits(logits)
+    pixels, block = stored_rows(open_labelset(folder), source, 50, seed=3)
+    found = numbers_of_logits(block.logits())
     assert numbers_of_pixels(pixels).tolist() == found
     assert found == np.random.default_rng(3).permutation(70)[:50].tolist()
     assert found != sorted(found)

@@ -52,9 +52,10 @@ def write(
 def run(end: LinearEnd) -> TeacherOutput:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(end.model, options, providers=["CPUExecutionProvider"])
-    logits, features = session.run(["logits", end.features], {"x": INPUT})
-    features = features.T if end.transposed else features
+    inner, providers = end.inner, ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(inner.model, options, providers=providers)
+    logits, features = session.run(["logits", inner.name], {"x": INPUT})
+    features = features.T if inner.transposed else features
     return TeacherOutput(logits.astype(np.float32), features.astype(np.float32))
 
 
@@ -154,7 +155,7 @@ def test_every_form_of_a_linear_layer(tmp_path: Path, form: str) -> None:
 
 def test_the_features_are_the_inputs_of_the_layer_and_no_others(tmp_path: Path) -> None:
     end = assert_found(write(tmp_path / "m.onnx", *FORMS["Gemm"]))
-    assert end.features == "h"
+    assert end.inner.name == "h"
     assert np.array_equal(end.head.weight, WEIGHT)
     assert np.array_equal(end.head.bias, BIAS)
 
