@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ValidationError
 
+from softlabel.pipeline.codecs.codec import Codec
 from softlabel.pipeline.labelset import integrity
 from softlabel.pipeline.labelset.lookup import Lookup, open_lookup
 from softlabel.pipeline.labelset.stream import LabelStream
@@ -104,8 +105,17 @@ class LabelSet:
         """Label rows a sample has."""
         return self.manifest.identity.views
 
+    @property
+    def codec(self) -> Codec:
+        """How rows are packed; a `factored` set's has the head."""
+        return self._packing.codec
+
     def __len__(self) -> int:
         return self.manifest.rows
+
+    def reopen(self) -> LabelSet:
+        """A second reader of the same set, for another thread or process."""
+        return LabelSet(self.folder, self.manifest, self._cache, check_cache=self._check_cache)
 
     def check_temperature(self, T: float) -> None:
         """Raise ParameterError where this set cannot give soft targets at `T`."""

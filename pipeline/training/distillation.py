@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -45,8 +46,32 @@ def soft_term(params: TrainParams, epoch: int) -> SoftTerm:
     )
 
 
+class LossSettings(Protocol):
+    """What decides a loss beside its term's T and a; TrainParams describes each."""
+
+    @property
+    def loss(self) -> str:
+        """Which soft loss, or `hard`."""
+
+    @property
+    def standardise(self) -> bool:
+        """Whether z-scores of logits are compared."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of the hard term."""
+
+    @property
+    def target_weight(self) -> float:
+        """Of the target's part in `dkd`."""
+
+    @property
+    def other_weight(self) -> float:
+        """Of the other classes' part in `dkd`."""
+
+
 def distillation_terms(
-    params: TrainParams,
+    params: LossSettings,
     term: SoftTerm,
     student: Tensor,
     teacher: Tensor | SparseTeacher | None,
@@ -76,7 +101,7 @@ def distillation_terms(
 
 
 def _soft(
-    params: TrainParams, T: float, student: Tensor, teacher: Tensor, labels: Tensor
+    params: LossSettings, T: float, student: Tensor, teacher: Tensor, labels: Tensor
 ) -> Tensor:
     match params.loss:
         case "dkd":

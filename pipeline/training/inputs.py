@@ -12,6 +12,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.validation import Validation
 from softlabel.schemas.errors import DataError, ParameterError
@@ -54,7 +55,16 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     labels = _soft_labels(params)
     classes = () if labels is None else labels.classes
     source = open_source(params.source).naming(classes)
-    framing = _framing(params, source, labels)
+    framing = student_framing(
+        source,
+        labels,
+        "train",
+        params.height,
+        params.width,
+        params.channels,
+        params.resize,
+        params.interpolation,
+    )
     source = source.framed(framing, "the student")
     if not source.classes:
         raise DataError(
@@ -115,33 +125,6 @@ def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
             "calibrate with labels of this one"
         )
     return report.temperature
-
-
-def _framing(params: TrainParams, source: Source, labels: LabelSet | None) -> Framing:
-    """How the student sees pictures: as told, else in the size of the source's first.
-
-    Encoded ones have as many channels as the teacher took, or three: a source may begin with a
-    grey picture and go on in colour.
-    """
-    height, width, channels = source.shape
-    if source.framing is not None:
-        taught = None if labels is None else labels.manifest.identity.preprocess
-        channels = params.channels or (taught.channels if taught else 3)
-    elif params.channels not in (None, channels):
-        raise ParameterError(
-            f"train.channels: is {params.channels}, the pictures of {source.path} have {channels}"
-        )
-    try:
-        return Framing(
-            height=params.height or height,
-            width=params.width or width,
-            channels=channels,
-            resize=params.resize,
-            interpolation=params.interpolation,
-        )
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise ParameterError(f"train: {reason}") from error
 
 
 def _validation(params: TrainParams, source: Source, framing: Framing) -> Validation | None:

@@ -12,6 +12,18 @@ def test_exported_names() -> None:
     assert set(softlabel.__all__) <= set(dir(softlabel))
 
 
+def test_exported_names_for_training_loops() -> None:
+    assert softlabel.torch.__all__ == [
+        "DistillationBatch",
+        "DistillationDataset",
+        "DistillationLoss",
+        "LossTerms",
+        "PackedTargets",
+    ]
+    assert all(hasattr(softlabel.torch, name) for name in softlabel.torch.__all__)
+    assert "torch" in dir(softlabel)
+
+
 def test_lazy_names_are_those_of_the_pipeline() -> None:
     from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 

@@ -1,0 +1,14 @@
+"""Stored soft labels in anybody's training loop: public names only."""
+
+from softlabel.pipeline.training.criterion import DistillationLoss
+from softlabel.pipeline.training.dataset import DistillationBatch, DistillationDataset
+from softlabel.pipeline.training.losses import LossTerms
+from softlabel.pipeline.training.targets import PackedTargets
+
+__all__ = [
+    "DistillationBatch",
+    "DistillationDataset",
+    "DistillationLoss",
+    "LossTerms",
+    "PackedTargets",
+]
