@@ -7,6 +7,7 @@ from typing import Literal
 
 from softlabel.schemas.labelset import CodecName, Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
+from softlabel.schemas.soft_targets import SmoothingSigns, TargetsAtTemperature
 from softlabel.schemas.teacher import Framing, Interpolation
 
 
@@ -346,7 +347,9 @@ class InspectReport(Record):
     it. derived: from which sets it came, null where teachers made it. positions: those of all rows
     where rows are sequences, else null. features: width of the stored inner output, null without
     one. reference: what kl_mean is the KL to. labelled: rows (positions) with a hard label.
-    label_accuracy: share of these whose top-1 equals it, null without any.
+    label_accuracy: share of these whose top-1 equals it, null without any. targets: the soft
+    targets at each recorded temperature. signs: of teachers trained with label smoothing, null
+    where the set cannot tell.
     """
 
     labels: Path
@@ -370,6 +373,8 @@ class InspectReport(Record):
     reference: str
     kl_mean: dict[str, float]
     entropy: dict[str, float]
+    targets: tuple[TargetsAtTemperature, ...]
+    signs: SmoothingSigns | None
     labelled: int
     label_accuracy: float | None
     row_views: tuple[RowView, ...]

@@ -21,8 +21,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from softlabel.schemas.soft_targets import SMOOTHED
+
 # Of the 100 columns that a table may take, a codec's name needs 17 and a temperature 19.
 TEMPERATURES_A_LINE = 4
+HEIGHTS = " ▁▂▃▄▅▆▇█"
 
 
 class Terminal:
@@ -246,18 +249,44 @@ def _inspect(report: Any) -> str:
     ]
     if not report.aligned:
         lines.append("order    its own, not that of the source: joined by key")
-    lines.append(f"{'T':>6} {'entropy':>10} {'KL':>10}   nats; KL to the {report.reference}")
-    for temperature, entropy in report.entropy.items():
-        kl = report.kl_mean[temperature]
-        lines.append(f"{float(temperature):>6g} {entropy:>10.4f} {kl:>10.1e}")
+    lines += [
+        f"{'T':>6} {'entropy':>10} {'KL':>10} {'top-1':>8}  rows by top-1, from 0 to 1",
+    ]
+    for targets in report.targets:
+        kl = report.kl_mean[str(targets.temperature)]
+        lines.append(
+            f"{targets.temperature:>6g} {targets.entropy:>10.4f} {kl:>10.1e} {targets.top1:>8.1%}"
+            f"  {_histogram(targets.top1_rows)}"
+        )
+    lines.append(f"entropy and KL in nats; KL to the {report.reference}")
     if report.label_accuracy is not None:
         lines.append(
             f"the top-1 equals the hard label for {report.label_accuracy:.2%} of "
             f"{report.labelled:,} {'rows' if report.positions is None else 'positions'}"
         )
+    lines += _sign_lines(report.signs)
     for row in report.row_views:
         lines += _row_lines(row)
     return "\n".join(lines)
+
+
+def _histogram(rows: Any) -> str:
+    """A letter a bin, as high as its share of the largest; a bin with a row is never blank."""
+    most = max(rows)
+    steps = [math.ceil(count * (len(HEIGHTS) - 1) / most) if most else 0 for count in rows]
+    return f"|{''.join(HEIGHTS[step] for step in steps)}|"
+
+
+def _sign_lines(signs: Any) -> list[str]:
+    if signs is None:
+        return []
+    line = (
+        f"beside the top-1 at T=1: mass {signs.non_target_mass:.4f}, "
+        f"steady {signs.steadiness:.2f}, even {signs.evenness:.2f}"
+    )
+    if signs.stability is not None:
+        line += f"; stability in a class {signs.stability:.4f}"
+    return [line, f"warning: {SMOOTHED}"] if signs.smoothed else [line]
 
 
 def _row_words(report: Any) -> str:

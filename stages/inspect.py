@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from softlabel.pipeline.codecs.codec import Columns
 from softlabel.pipeline.codecs.numerics import Floats, softmax
+from softlabel.pipeline.evaluation.smoothing import SmoothingSums, can_tell, told_apart
+from softlabel.pipeline.evaluation.soft_targets import TargetSums
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.block import LabelBlock
@@ -29,18 +32,25 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
     manifest = labels.manifest
     identity = manifest.identity
     progress.start("inspect", len(labels), "rows")
-    entropy = np.zeros(len(labels.temperatures))
+    sums = [TargetSums(T, labels.num_classes) for T in labels.temperatures]
+    signs = SmoothingSums(labels.num_classes)
     positions = 0
     views: list[RowView] = []
     for block in labels.batches(BATCH_SEQUENCES if identity.positions else BATCH_ROWS):
-        for index, temperature in enumerate(labels.temperatures):
-            entropy[index] += _entropy(block, labels.num_classes, temperature)
+        for one in sums:
+            for _, logits in _decoded(block, labels.num_classes, one.temperature):
+                one.add(logits)
+        if can_tell(block.codec, labels.num_classes):
+            for columns, logits in _decoded(block, labels.num_classes, 1.0):
+                top1 = columns["top1"].astype(np.int64)
+                signs.add(softmax(logits, 1.0), top1, told_apart(block.codec, columns))
         positions += len(block.top1)
         wanted = min(params.rows - len(views), len(block))
         views += [_row(labels, block.slice(row, 1), params.top) for row in range(wanted)]
         progress.advance(len(block))
     size = sum(shard.bytes for shard in manifest.shards)
     counts = manifest.statistics
+    targets = tuple(one.record() for one in sums)
     return InspectReport(
         labels=params.labels,
         identity_sha256=labels.identity,
@@ -62,10 +72,9 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         temperatures=labels.temperatures,
         reference=_reference(manifest),
         kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
-        entropy={
-            str(temperature): float(total) / max(1, positions)
-            for temperature, total in zip(labels.temperatures, entropy, strict=True)
-        },
+        entropy={str(one.temperature): one.entropy for one in targets},
+        targets=targets,
+        signs=signs.signs(),
         labelled=counts.labelled,
         label_accuracy=counts.correct / counts.labelled if counts.labelled else None,
         row_views=tuple(views),
@@ -86,23 +95,13 @@ def _reference(manifest: Manifest) -> str:
     return f"{manifest.reference} labels it was converted from"
 
 
-def _entropy(block: LabelBlock, classes: int, T: float) -> float:
-    """Entropy of the soft targets at T in nats, summed over all positions."""
-    total = 0.0
-    for logits in _decoded(block, classes, T):
-        probs = softmax(logits, T)
-        logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-        total -= float((probs * logs).sum(dtype=np.float64))
-    return total
-
-
-def _decoded(block: LabelBlock, classes: int, T: float) -> Iterator[Floats]:
-    """The logits of a block's positions in pieces, for rows may be many and wide."""
+def _decoded(block: LabelBlock, classes: int, T: float) -> Iterator[tuple[Columns, Floats]]:
+    """The columns of a block's positions and their logits, in pieces: rows may be many and wide."""
     columns = {**block.payload, "top1": block.top1}
     step = max(1, CELLS // classes)
     for first in range(0, len(block.top1), step):
         piece = {name: values[first : first + step] for name, values in columns.items()}
-        yield block.codec.logits(piece, T)
+        yield piece, block.codec.logits(piece, T)
 
 
 def _row(labels: LabelSet, one: LabelBlock, top: int) -> RowView:
