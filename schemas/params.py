@@ -640,6 +640,11 @@ class ReportParams(Record):
     source: Path | None = Field(
         Path("data/train"), description="source of that label set, for the pictures"
     )
+    calibration: Path | None = Field(
+        None,
+        description="file that 'softlabel calibrate' wrote, whose reliability before and after is "
+        "shown",
+    )
     temperatures: tuple[Positive, ...] = Field(
         (1.0, 2.0, 4.0, 8.0),
         min_length=1,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from softlabel.schemas.labelset import CodecName, Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
-from softlabel.schemas.soft_targets import SmoothingSigns, TargetsAtTemperature
+from softlabel.schemas.soft_targets import SmoothingSigns, SoftTargetProfile, TargetsAtTemperature
 from softlabel.schemas.teacher import Framing, Interpolation
 
 
@@ -425,7 +425,8 @@ class CalibrateReport(Record):
     """What 'calibrate' found, and the content of calibration.json.
 
     temperature: divides the teacher's logits. before, after: figures of the measured rows at T = 1
-    and at the fitted T. outside_kept: share of the labels that a topk set did not keep.
+    and at the fitted T, with their reliability diagrams. outside_kept: share of the labels that a
+    topk set did not keep.
     """
 
     output: Path
@@ -437,6 +438,8 @@ class CalibrateReport(Record):
     outside_kept: float
     before: ClassifierFigures
     after: ClassifierFigures
+    bins_before: tuple[Bin, ...]
+    bins_after: tuple[Bin, ...]
 
 
 class Spread(Record):
@@ -482,9 +485,13 @@ class EvaluateReport(Record):
 
 
 class PageReport(Record):
-    """What 'report' wrote."""
+    """What 'report' wrote, and the figures on the page that it computed itself.
+
+    soft_targets: of the label set, null without one.
+    """
 
     output: Path
     bytes: int
     students: int
     samples: int
+    soft_targets: SoftTargetProfile | None = None

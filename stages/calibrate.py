@@ -55,6 +55,8 @@ def run(params: CalibrateParams, progress: Progress | None = None) -> CalibrateR
         outside_kept=fitted.outside / fitted.rows,
         before=before.figures(),
         after=after.figures(),
+        bins_before=before.bins(),
+        bins_after=after.bins(),
     )
     make_folder(params.output.parent)
     publish_bytes(params.output, report_json(report))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 import softlabel
+from softlabel.pipeline.evaluation.soft_targets import highest_entropy, profile_labels
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.progress import Progress, Quiet
@@ -25,12 +26,15 @@ from softlabel.pipeline.reporting.gallery import (
 )
 from softlabel.pipeline.reporting.gallery_view import card, live_data, share
 from softlabel.pipeline.reporting.page import render_page
+from softlabel.pipeline.reporting.target_plots import STOPS, stops_of
+from softlabel.pipeline.reporting.targets_view import targets_view
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.training.cards import TRAIN_FILE, find_cards, read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import (
+    CalibrateReport,
     EvaluateReport,
     PageReport,
     RunMetrics,
@@ -38,6 +42,7 @@ from softlabel.schemas.reports import (
     StudentMetrics,
     TrainReport,
 )
+from softlabel.schemas.soft_targets import SoftTargetProfile
 
 EVALUATE_FILE = "evaluate.json"
 # Field of EpochRecord, heading, how to read it, format of its values in d3's words.
@@ -81,8 +86,12 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
     trained = [_named(_read(p.parent / TRAIN_FILE, TrainReport, "train-student")) for p in paths]
     labels = None if params.labels is None else open_labelset(params.labels)
     if labels is not None:
+        if labels.manifest.identity.positions:
+            raise DataError(f"{labels.folder}: holds sequences, which report does not show")
         labels.check_temperature(min(CHOICE_TEMPERATURE, *params.temperatures))
     pairs = () if labels is None else _choose(labels, params.samples, progress)
+    profile = None if labels is None else _profile(params, labels, progress)
+    calibration = _calibration(params, labels)
     colours = plots.run_colours(
         list(dict.fromkeys([*(r.run for r in evaluation.runs), *(t.run for t in trained)]))
     )
@@ -90,14 +99,19 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         _results(evaluation, students, colours),
         _curves(trained, colours),
         _reliability(evaluation, colours),
+        _calibrated(calibration),
+        _targets(params, labels, profile),
     )
     context = {"title": params.title, "version": softlabel.__version__, "colours": colours}
     context |= _gallery(params, labels, pairs) | _origin(params, evaluation, students, labels)
-    data: dict[str, Any] = {"plots": {}, "samples": live_data(pairs)}
+    live = labels is not None and labels.manifest.identity.k is None
+    data: dict[str, Any] = {"plots": {}, "samples": live_data(pairs) if live else []}
+    data["targets"] = [] if profile is None else [one.model_dump() for one in stops_of(profile)]
     for specs, shown in parts:
         data["plots"] |= specs
         context |= shown
     data["runs"] = context["curve_runs"]
+    data["highest"] = 1.0 if labels is None else highest_entropy(labels.num_classes)
     page = render_page(context, data)
     refuse_folder(params.output)
     make_folder(params.output.parent)
@@ -107,6 +121,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         bytes=len(page),
         students=len(evaluation.students),
         samples=sum(len(pair.members) for pair in pairs),
+        soft_targets=profile,
     )
 
 
@@ -142,6 +157,22 @@ def _read(path: Path, kind: type[SomeRecord], verb: str) -> SomeRecord:
 def _choose(labels: LabelSet, samples: int, progress: Progress) -> tuple[Pair, ...]:
     progress.start("choose samples", len(labels), "rows")
     return choose_pairs(labels, samples, progress.advance)
+
+
+def _profile(params: ReportParams, labels: LabelSet, progress: Progress) -> SoftTargetProfile:
+    return profile_labels(labels, sorted({*STOPS, *params.temperatures}), progress)
+
+
+def _calibration(params: ReportParams, labels: LabelSet | None) -> CalibrateReport | None:
+    if params.calibration is None:
+        return None
+    calibration = _read(params.calibration, CalibrateReport, "calibrate")
+    if labels is not None and calibration.teacher_sha256 != labels.manifest.identity.teacher_sha256:
+        raise DataError(
+            f"{params.calibration}: is of another teacher than that of {labels.folder}; calibrate "
+            "labels of this one"
+        )
+    return calibration
 
 
 def _results(
@@ -203,19 +234,50 @@ def _curves(
 def _reliability(
     evaluation: EvaluateReport, colours: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    specs, shown = {}, []
+    specs: dict[str, Any] = {}
+    shown = []
     for index, run in enumerate(evaluation.runs):
         students = [student for student in evaluation.students if student.run == run.run]
         bins = reliability.pooled_bins(students)
-        ece = wording.percent(run.ece, 2)
-        name, colour = f"reliability-{index}", colours[run.run]
-        described = f"Reliability diagram of {run.run}: expected calibration error {ece}"
-        specs[name] = reliability.reliability_spec(bins, colour, described)
-        specs[f"{name}-rows"] = reliability.confidence_spec(
-            bins, colour, f"Share of samples of {run.run} in each confidence bin"
+        figure = reliability.Diagram(
+            f"reliability-{index}", run.run, run.run, colours[run.run], bins
         )
-        shown.append({"id": name, "run": run.run, "ece": ece, "bins": bins, "seeds": len(students)})
+        ece = wording.percent(run.ece, 2)
+        specs |= figure.specs(ece)
+        shown.append({"figure": figure, "ece": ece, "seeds": len(students)})
     return specs, {"reliability": shown, "few_rows": reliability.FEW_ROWS}
+
+
+def _calibrated(
+    calibration: CalibrateReport | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The teacher's reliability at T = 1 and at the fitted temperature."""
+    if calibration is None:
+        return {}, {"calibration": None}
+    at = f"at T = {calibration.temperature:.2f}"
+    parts = (
+        ("before", "as it is", calibration.before, calibration.bins_before),
+        ("after", at, calibration.after, calibration.bins_after),
+    )
+    specs: dict[str, Any] = {}
+    shown = []
+    for part, way, figures, bins in parts:
+        figure = reliability.Diagram(
+            f"teacher-{part}", f"The teacher {way}", f"the teacher {way}", "var(--accent)", bins
+        )
+        ece = f"{100 * figures.ece:.2f}\u00a0%"
+        specs |= figure.specs(ece)
+        shown.append({"figure": figure, "ece": ece, "seeds": 1})
+    return specs, {"calibration": calibration, "calibrated": shown}
+
+
+def _targets(
+    params: ReportParams, labels: LabelSet | None, profile: SoftTargetProfile | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    if labels is None or profile is None:
+        return {}, {"targets": None, "labels_classes": 0}
+    specs, shown = targets_view(profile, labels.num_classes, params.temperatures)
+    return specs, {"targets": shown, "labels_classes": labels.num_classes}
 
 
 def _gallery(
@@ -245,7 +307,6 @@ def _gallery(
         "pairs": shown,
         "samples": len(members),
         "temperatures": params.temperatures,
-        "highest": max(20.0, *params.temperatures),
         "live": labels.manifest.identity.k is None,
         "kept": labels.manifest.identity.k,
         "tail": labels.manifest.identity.tail,

@@ -32,7 +32,7 @@ class TargetSums:
 
     def __init__(self, T: float, classes: int) -> None:
         self.temperature = T
-        self._highest = math.log(max(2, classes))
+        self._highest = highest_entropy(classes)
         self._rows = 0
         self._entropy = 0.0
         self._top1 = 0.0
@@ -94,6 +94,11 @@ def profile_labels(
         signs=signs.signs(),
         similarity=None if means is None else similarity(means, labels.classes, at),
     )
+
+
+def highest_entropy(classes: int) -> float:
+    """The entropy of an even distribution, in nats; of a single class that of two, to draw it."""
+    return math.log(max(2, classes))
 
 
 def _sampled(labels: LabelSet, progress: Progress) -> Iterator[LabelBlock]:

@@ -6,6 +6,7 @@ The styles `gap` and `diagonal` get their colours from the page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from softlabel.pipeline.reporting.plots import Row, Spec, base_spec
 from softlabel.schemas.errors import DataError
@@ -23,6 +24,26 @@ _TOOLTIP: list[Spec] = [
     {"field": "confidence", "title": "mean confidence", "format": ".1%"},
     {"field": "accuracy", "title": "accuracy", "format": ".1%"},
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagram:
+    """A reliability diagram and the samples behind it. who: its `title` within a sentence."""
+
+    id: str
+    title: str
+    who: str
+    colour: str
+    bins: Sequence[Bin]
+
+    def specs(self, ece: str) -> dict[str, Spec]:
+        """Its two plots, `id` and `id-rows`; ece: its calibration error in words."""
+        described = f"Reliability diagram of {self.who}: expected calibration error {ece}"
+        rows = f"Share of samples of {self.who} in each confidence bin"
+        return {
+            self.id: reliability_spec(self.bins, self.colour, described),
+            f"{self.id}-rows": confidence_spec(self.bins, self.colour, rows),
+        }
 
 
 def pooled_bins(students: Sequence[StudentMetrics]) -> tuple[Bin, ...]:

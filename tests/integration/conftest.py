@@ -35,6 +35,7 @@ from softlabel.schemas.model import Record, report_json
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import (
     Bin,
+    CalibrateReport,
     ClassifierFigures,
     EpochRecord,
     EvaluateReport,
@@ -49,6 +50,7 @@ from softlabel.schemas.teacher import Preprocess
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 ROWS = 400
+TEACHER = (hashlib.sha256(b"teacher").hexdigest(),)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         identity = write_labels(Path("labels"), source)
         write_students(Path("models/students"), recipes, classes, identity, epochs)
         write_evaluation(Path("reports/evaluate"), recipes, classes)
-        return ReportParams()
+        write_calibration(Path("reports/calibration.json"), identity)
+        return ReportParams(calibration=Path("reports/calibration.json"))
 
     return make
 
@@ -132,7 +135,7 @@ def write_labels(folder: Path, source: Source) -> str:
     height, width, channels = source.shape
     plain = Preprocess(height=height, width=width, channels=channels, mean=(0.5,), std=(0.5,))
     identity = Identity(
-        teacher_sha256=(hashlib.sha256(b"teacher").hexdigest(),),
+        teacher_sha256=TEACHER,
         preprocess=plain,
         classes=source.classes,
         class_map=None,
@@ -268,6 +271,24 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
         runs=tuple(runs),
     )
     write_record(folder / "evaluate.json", report)
+
+
+def write_calibration(path: Path, identity: str) -> None:
+    figures = ClassifierFigures(**dict.fromkeys(ClassifierFigures.model_fields, 0.1))
+    report = CalibrateReport(
+        output=path,
+        labels_identity_sha256=identity,
+        teacher_sha256=TEACHER,
+        temperature=1.5,
+        fitted_rows=200,
+        measured_rows=300,
+        outside_kept=0.0,
+        before=figures.model_copy(update={"nll": 0.1234, "ece": 0.0567}),
+        after=figures.model_copy(update={"nll": 0.1, "ece": 0.0123}),
+        bins_before=_bins(0.97, 0.05, 0),
+        bins_after=_bins(0.97, 0.0, 0),
+    )
+    write_record(path, report)
 
 
 def write_record(path: Path, record: Record) -> None:

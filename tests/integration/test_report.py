@@ -14,9 +14,11 @@ import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.reporting.wording import percent, plain
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.params import ReportParams
+from softlabel.schemas.params import ConvertParams, ReportParams
 from softlabel.schemas.reports import EvaluateReport
+from softlabel.stages import convert
 from softlabel.stages.report import run
+from tests.unit.blocks import block_of, packing_of, write_set
 
 World = Callable[..., ReportParams]
 VOID = {"meta", "img", "input", "br", "link"}
@@ -77,6 +79,71 @@ def test_the_numbers_are_those_of_the_evaluation(make_world: World) -> None:
         assert {run_.accuracy.mean, run_.nll.mean, run_.ece.mean} <= set(values)
     assert "Students trained on stored soft labels reached 97.9 ± 0.1 % on 500 test" in page.text
     assert "hard labels alone 96.4 ± 0.3 %" in page.text
+
+
+def test_the_numbers_of_soft_targets_are_those_of_json(make_world: World) -> None:
+    params = make_world()
+    found = json.loads(run(params).model_dump_json())["soft_targets"]
+    page = Page(params.output)
+    values = {float(str(one["value"])) for one in page.all("data")}
+    signs, similarity = found["signs"], found["similarity"]
+    told = [one for one in found["temperatures"] if one["temperature"] in params.temperatures]
+    assert {one[name] for one in told for name in ("entropy", "top1")} <= values
+    assert {value for name, value in signs.items() if name != "rows"} <= values
+    highest = max(
+        share
+        for row, shares in enumerate(similarity["shares"])
+        for column, share in enumerate(shares)
+        if row != column
+    )
+    assert highest in values
+    drawn = page.data()["plots"]["similarity"]["data"]["values"]
+    assert len(drawn) == 100
+    assert {row["share"] for row in drawn} - {None} <= {
+        share for shares in similarity["shares"] for share in shares
+    }
+    stops = page.data()["targets"]
+    assert stops == [one for one in found["temperatures"] if one["temperature"] <= 20]
+    calibration = json.loads(Path("reports/calibration.json").read_text())
+    for part in ("before", "after"):
+        assert {calibration[part]["nll"], calibration[part]["ece"]} <= values
+        rows = page.data()["plots"][f"teacher-{part}-rows"]["data"]["values"]
+        assert [row["rows"] for row in rows] == [one["rows"] for one in calibration[f"bins_{part}"]]
+
+
+def test_a_topk_set_has_histograms_from_its_lowest_temperature_on(make_world: World) -> None:
+    params = make_world()
+    convert.run(ConvertParams(labels=params.labels, output=Path("sparse"), codec="topk", k=4))
+    run(params.model_copy(update={"labels": Path("sparse")}))
+    page = Page(params.output)
+    stops = page.data()["targets"]
+    assert stops[0]["temperature"] == 1
+    (slider,) = page.all("input")
+    assert slider["max"] == str(len(stops) - 1)
+    assert page.data()["samples"] == []
+    assert not [one for one in page.all("td") if one.get("class") == "live"]
+
+
+def test_labels_of_sequences_are_refused(make_world: World) -> None:
+    params = make_world()
+    packing = packing_of("dense-f16", positions=True)
+    write_set(Path("sequences"), packing, [block_of(packing, 2, lengths=[2, 3])])
+    with pytest.raises(DataError, match="sequences: holds sequences, which report does not show"):
+        run(params.model_copy(update={"labels": Path("sequences")}))
+
+
+def test_a_calibration_of_another_teacher_is_refused(make_world: World) -> None:
+    params = make_world()
+    path = Path("reports/calibration.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"teacher_sha256": ["0" * 64]}))
+    with pytest.raises(DataError, match=r"calibration\.json: is of another teacher than that of"):
+        run(params)
+
+
+def test_without_a_calibration_the_teacher_has_no_diagram(make_world: World) -> None:
+    params = make_world().model_copy(update={"calibration": None})
+    run(params)
+    assert "temperature scaling" not in Page(params.output).text
 
 
 def test_it_says_where_the_labels_come_from(make_world: World) -> None:

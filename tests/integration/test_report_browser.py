@@ -43,6 +43,13 @@ MARKS = """Object.fromEntries(Array.from(document.querySelectorAll("[data-plot]"
     path.getAttribute("d") && path.getBoundingClientRect().width > 0).length]))"""
 LIVE_BARS = """Array.from(document.querySelector(".sample").querySelectorAll("td.live .bar"),
   (bar) => Number(bar.style.getPropertyValue("--p")))"""
+LIVE_WORDS = (
+    """["live-entropy", "live-top1"].map((id) => document.getElementById(id).textContent)"""
+)
+# The shapes of the bars that have a height.
+HISTOGRAM = """Array.from(document.querySelectorAll("[data-plot=targets-top1] .mark-rect path"))
+  .filter((path) => path.getBoundingClientRect().height > 0)
+  .map((path) => path.getAttribute("d") + path.getAttribute("transform")).join(" | ")"""
 LINE_OPACITIES = """Array.from(document.querySelectorAll("[data-plot=curve-loss] .mark-line path"),
   (path) => Number(path.getAttribute("opacity") ?? 1))"""
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -204,6 +211,8 @@ def test_every_plot_is_drawn(browser: Browser, page: Path, pictures: Path) -> No
     assert set(marks) == {
         *("seeds", "curve-loss", "curve-validation_accuracy", "curve-validation_nll"),
         *("reliability-0", "reliability-0-rows", "reliability-1", "reliability-1-rows"),
+        *("teacher-before", "teacher-before-rows", "teacher-after", "teacher-after-rows"),
+        *("targets-entropy", "targets-top1", "similarity"),
     }
     assert min(marks.values()) >= 4
     assert browser.complaints() == []
@@ -228,19 +237,31 @@ def test_plots_take_the_scheme_s_ink(browser: Browser, page: Path) -> None:
     assert len(inks) == 2
 
 
-def test_the_slider_moves_the_live_bars(browser: Browser, page: Path) -> None:
-    browser.open(page)
+def test_the_slider_moves_bars_and_histograms(
+    browser: Browser, make_world: Callable[[], ReportParams]
+) -> None:
+    report = run(make_world())
+    assert report.soft_targets is not None
+    browser.open(report.output)
     data = json.loads(browser.value("document.getElementById('page-data').textContent"))
     stored = np.frombuffer(base64.b64decode(data["samples"][0]["logits"]), "<f2")
+    known = {one.temperature: one for one in report.soft_targets.temperatures}
+    drawn: list[str] = []
     browser.value("document.getElementById('temperature').focus()")
-    for presses, expected in ((0, 4.0), (5, 4.5), (20, 6.5)):
+    for presses, expected in ((0, 4.0), (5, 5.0), (10, 10.0)):
         for _ in range(presses):
             browser.press("ArrowRight", 39)
         assert browser.value("document.getElementById('temperature-value').value") == (
-            f"T = {expected:.1f}"
+            f"T = {expected:g}"
         )
         bars = browser.value(LIVE_BARS)
         np.testing.assert_allclose(bars, softmax(stored, expected), atol=1e-4)
+        said = [f"{known[expected].entropy:.3f}", f"{100 * known[expected].top1:.1f}"]
+        assert browser.value(LIVE_WORDS) == said
+        browser.wait_for(f"{HISTOGRAM} !== {json.dumps(drawn[-1] if drawn else '')}")
+        drawn.append(browser.value(HISTOGRAM))
+        filled = sum(rows > 0 for rows in known[expected].top1_rows)
+        assert browser.value(f"{HISTOGRAM}.split(' | ').filter(Boolean).length") == filled
     assert browser.complaints() == []
 
 

@@ -71,31 +71,62 @@
   }
 
   function gallery() {
-    const slider = document.getElementById("temperature");
-    if (!slider) return;
-    const samples = Array.from(document.querySelectorAll(".sample"), (box, index) => ({
+    return Array.from(page.samples.length ? document.querySelectorAll(".sample") : [], (box, index) => ({
       logits: halves(page.samples[index].logits),
       shown: page.samples[index].shown,
       bars: Array.from(box.querySelectorAll("td.live .bar")),
       heading: box.querySelector(".live-T"),
     }));
+  }
+
+  function showSample(sample, T) {
+    const probs = softmax(sample.logits, T), shown = sample.shown.map((index) => probs[index]);
+    const rest = Math.max(0, 1 - shown.reduce((total, value) => total + value, 0));
+    sample.heading.textContent = String(T);
+    sample.bars.forEach((bar, index) => fill(bar, index < shown.length ? shown[index] : rest));
+  }
+
+  function bars(counts, highest) {
+    const total = counts.reduce((sum, count) => sum + count, 0) || 1;
+    return counts.map((count, index) => ({
+      low: highest * index / counts.length, high: highest * (index + 1) / counts.length, share: count / total,
+    }));
+  }
+
+  function histograms(drawn) {
+    return drawn.filter((one) => one.box.classList.contains("moved")).map((one) => {
+      const entropy = one.box.dataset.plot === "targets-entropy";
+      return (at) => one.view
+        .data("bars", entropy ? bars(at.entropy_rows, page.highest) : bars(at.top1_rows, 1))
+        .data("mean", [{ low: entropy ? at.entropy : at.top1 }])
+        .runAsync();
+    });
+  }
+
+  function temperature() {
+    const slider = document.getElementById("temperature");
+    if (!slider) return () => undefined;
+    const samples = gallery(), say = (id, text) => { document.getElementById(id).textContent = text; };
+    let plots = [];
+    // A browser may give a reloaded page the position it had before.
+    slider.value = slider.dataset.start;
     function update() {
-      const T = Number(slider.value), text = T.toFixed(1);
-      document.getElementById("temperature-value").textContent = "T = " + text;
-      slider.setAttribute("aria-valuetext", "T = " + text);
-      samples.forEach((sample) => {
-        const probs = softmax(sample.logits, T), shown = sample.shown.map((index) => probs[index]);
-        const rest = Math.max(0, 1 - shown.reduce((total, value) => total + value, 0));
-        sample.heading.textContent = text;
-        sample.bars.forEach((bar, index) => fill(bar, index < shown.length ? shown[index] : rest));
-      });
+      const at = page.targets[Number(slider.value)], T = String(at.temperature);
+      say("temperature-value", "T = " + T);
+      slider.setAttribute("aria-valuetext", "T = " + T);
+      say("live-temperature", T);
+      say("live-entropy", at.entropy.toFixed(3));
+      say("live-top1", (100 * at.top1).toFixed(1));
+      samples.forEach((sample) => showSample(sample, at.temperature));
+      return Promise.all(plots.map((plot) => plot(at)));
     }
     slider.addEventListener("input", update);
     update();
+    return (drawn) => { plots = histograms(drawn); };
   }
 
   if (document.getElementById("temperature")) document.documentElement.classList.add("live");
-  gallery();
-  draw().then(legend).then(() => document.documentElement.classList.add("drawn"))
+  const follow = temperature();
+  draw().then((drawn) => { legend(drawn); follow(drawn); }).then(() => document.documentElement.classList.add("drawn"))
     .catch((error) => console.error(error));
 })();
