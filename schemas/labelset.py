@@ -22,6 +22,7 @@ FORMAT_VERSION: Final = 1
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "labelset.json"
 HEAD_FILE = "head.safetensors"
+REJECTS_FILE = "rejects.jsonl"
 FLOAT32: Final = "float32 logits"
 SHARD_METADATA_KEY = b"softlabel"
 
@@ -245,8 +246,20 @@ class Statistics(Record):
     correct: int
 
 
+class Reject(Record):
+    """A sample that was left out: its key, its row in a source shard, and why."""
+
+    key: str
+    source: str
+    row: int = Field(ge=0)
+    reason: str
+
+
 class Receipt(Record):
-    """part-NNNNN.json: says that its shard is whole. A shard without one does not count."""
+    """part-NNNNN.json: says that its shard is whole. A shard without one does not count.
+
+    rejects: samples of the shard's source rows that were left out, null where there are none.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
     shard: str
@@ -257,6 +270,14 @@ class Receipt(Record):
     source: tuple[SourceDigest, ...]
     statistics: Statistics
     fidelity: Fidelity
+    rejects: tuple[Reject, ...] | None = None
+
+
+class Rejects(Record):
+    """How many samples rejects.jsonl lists, and the SHA-256 of its bytes."""
+
+    samples: int = Field(gt=0)
+    sha256: str
 
 
 class ManifestShard(Record):
@@ -287,7 +308,8 @@ class Manifest(Record):
     limit: the set is of the first so many samples of its source; null where it is of all. prior:
     for `topk` with the tail `prior`, a logit a class; the tail is spread by their softmax over the
     classes left out. reference: what fidelity is measured against: the teacher's float32 logits, or
-    the labels in another codec that these were converted from.
+    the labels in another codec that these were converted from. rejects: samples of the source that
+    were left out, and stand in no shard's segments; null where there are none.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -299,6 +321,7 @@ class Manifest(Record):
     limit: int | None = None
     prior: tuple[float, ...] | None = None
     rows: int
+    rejects: Rejects | None = None
     statistics: Statistics
     reference: Reference = FLOAT32
     fidelity: tuple[MeasuredFidelity, ...]

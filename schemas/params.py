@@ -17,6 +17,7 @@ from softlabel.schemas.teacher import Interpolation, OutputKind
 
 Device = Literal["auto", "cpu", "cuda"]
 IfDifferent = Literal["error", "replace"]
+OnBadSample = Literal["stop", "skip"]
 InferCodec = Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 MeanOf = Literal["logits", "probs"]
 Positive = Annotated[float, Field(gt=0)]
@@ -396,6 +397,11 @@ class InferParams(Record):
         ge=1,
         description="label the first samples only, for a try: the set is marked as partial; "
         "default: all [rows]",
+    )
+    on_bad_sample: OnBadSample = Field(
+        "stop",
+        description="when a picture cannot be used (damaged, huge, empty, of a wrong kind or "
+        "size): stop, or 'skip' it: leave it out and list it in rejects.jsonl",
     )
     dry_run: bool = Field(False, description="say what would be done, and write nothing")
     if_different: IfDifferent = Field(

@@ -42,7 +42,8 @@ class InferReport(Record):
 
     busy: seconds that each step worked; bound: the step that worked longest.
     teacher_accuracy: share of rows with a hard label whose top-1 equals it, null without any.
-    limit: of how many samples a partial set is, null for a whole one.
+    limit: of how many samples a partial set is, null for a whole one. rejects: samples of the
+    source that could not be used and were left out.
     """
 
     output: Path
@@ -50,6 +51,7 @@ class InferReport(Record):
     limit: int | None = None
     rows: int
     rows_written: int
+    rejects: int = 0
     shards: int
     shards_kept: int
     bytes: int
@@ -151,7 +153,10 @@ class EpochRecord(Record):
 
 
 class TrainReport(Record):
-    """What 'train-student' wrote: the card's folder, the curves and the last epoch's figures."""
+    """What 'train-student' wrote: the card's folder, the curves and the last epoch's figures.
+
+    samples: of an epoch. rejects: those of the source that the label set leaves out.
+    """
 
     output: Path
     run: str
@@ -159,6 +164,7 @@ class TrainReport(Record):
     loss: str
     parameters: int
     samples: int
+    rejects: int = 0
     steps: int
     device: str
     seconds: float
@@ -300,13 +306,14 @@ class VerifyReport(Record):
     """What 'verify' found; `problems` is empty where the label set is sound.
 
     making: which command makes the set, and redoes what was removed. not_replayed: why the given
-    teacher was not run.
+    teacher was not run. rejects: samples of the source that are left out, and may be missing.
     """
 
     labels: Path
     making: Making
     shards: int
     rows: int
+    rejects: int = 0
     checks: tuple[str, ...]
     problems: tuple[Problem, ...]
     replay: Replay | None
@@ -349,7 +356,7 @@ class InspectReport(Record):
     one. reference: what kl_mean is the KL to. labelled: rows (positions) with a hard label.
     label_accuracy: share of these whose top-1 equals it, null without any. targets: the soft
     targets at each recorded temperature. signs: of teachers trained with label smoothing, null
-    where the set cannot tell.
+    where the set cannot tell. rejects: samples of the source that are left out.
     """
 
     labels: Path
@@ -362,6 +369,7 @@ class InspectReport(Record):
     layout: Layout
     aligned: bool
     rows: int
+    rejects: int = 0
     views: int
     positions: int | None
     features: int | None

@@ -25,6 +25,11 @@ class TeacherOutput:
     logits: Logits
     features: npt.NDArray[np.float32] | None = None
 
+    def take(self, rows: npt.NDArray[np.int64]) -> TeacherOutput:
+        """What it says of the samples `rows`."""
+        features = None if self.features is None else self.features[rows]
+        return TeacherOutput(self.logits[rows], features)
+
 
 # From the inputs of samples, as `SampleBlock` has them.
 RunTeacher = Callable[[Array], TeacherOutput]
@@ -58,3 +63,8 @@ class SampleBlock:
             self.inputs[first : first + rows],
             self.labels.slice(first, rows),
         )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> SampleBlock:
+        """The samples `rows`, in that order."""
+        numbers = pa.array(rows)
+        return SampleBlock(self.keys.take(numbers), self.inputs[rows], self.labels.take(numbers))

@@ -174,6 +174,7 @@ def _infer(report: Any) -> str:
     ]
     if report.limit is not None:
         lines.append(f"a partial set: the first {report.limit:,} samples of the source")
+    lines += _rejects(report)
     if report.rows_written:
         share = report.busy["teacher"] / report.seconds
         lines.append(
@@ -190,6 +191,13 @@ def _infer(report: Any) -> str:
     kl = ", ".join(f"{value:.1e} at T={float(T):g}" for T, value in report.kl_mean.items())
     lines.append(f"KL of the stored labels to the float32 logits: {kl}")
     return "\n".join(lines)
+
+
+def _rejects(report: Any) -> list[str]:
+    """What to say of samples that are left out, where there are any."""
+    if not report.rejects:
+        return []
+    return [f"left out: {_count(report.rejects, 'sample')} that could not be used (rejects.jsonl)"]
 
 
 def _infer_preview(report: Any) -> str:
@@ -211,7 +219,7 @@ def _verify(report: Any) -> str:
         verdict = f"{report.labels} is sound: {report.rows:,} rows in {report.shards} shards"
     else:
         verdict = f"{report.labels} is NOT sound: {len(report.problems)} problems"
-    lines = [verdict, f"checked: {checks}"]
+    lines = [verdict, *_rejects(report), f"checked: {checks}"]
     lines += [f"  {problem.kind}: {problem.message}" for problem in report.problems]
     if report.replay is not None:
         replay = report.replay
@@ -247,6 +255,7 @@ def _inspect(report: Any) -> str:
         f"made by  {report.making.command}",
         *_derivation_lines(report.derived),
     ]
+    lines += _rejects(report)
     if not report.aligned:
         lines.append("order    its own, not that of the source: joined by key")
     lines += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from softlabel.pipeline.inference.plan import batches, limited, plan_shards
 from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.inference.task import Task, open_task
+from softlabel.pipeline.inference.usable import read_slots
 from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
@@ -30,7 +32,7 @@ from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.session import in_class_order
-from softlabel.schemas.errors import CheckFailed, ParameterError
+from softlabel.schemas.errors import CheckFailed, DataError, IdentityError, ParameterError
 from softlabel.schemas.labelset import (
     INFERRED,
     CodecName,
@@ -38,6 +40,7 @@ from softlabel.schemas.labelset import (
     Manifest,
     Plan,
     Receipt,
+    Reject,
     ShardPlan,
 )
 from softlabel.schemas.params import InferParams
@@ -140,9 +143,24 @@ def _standing(
     finished = {} if plan is None else finished_shards(folder, plan)
     shards = wanted.shards if plan is None else plan.shards
     pending = [shard for shard in shards if shard.name not in finished]
+    _refuse_rejects(params, finished)
     if plan is not None and pending and not params.allow_mixed:
         check_same_making(folder, plan, wanted)
     return plan, finished, pending
+
+
+def _refuse_rejects(params: InferParams, finished: Mapping[str, Receipt]) -> None:
+    """Raise IdentityError where finished shards lack samples that this run would stop at."""
+    left_out = sum(len(receipt.rejects or ()) for receipt in finished.values())
+    if left_out and params.on_bad_sample == "stop":
+        raise IdentityError(
+            f"{params.output}: {_samples(left_out)} left out of finished shards already; pass "
+            "--on-bad-sample skip to keep it so, or mend the pictures and pass --overwrite"
+        )
+
+
+def _samples(count: int) -> str:
+    return "1 sample was" if count == 1 else f"{count:,} samples were"
 
 
 def _label(
@@ -159,21 +177,29 @@ def _label(
         claim(folder, plan)
     if head is not None:
         publish_head(folder, head)
-    rows = sum(shard.rows for shard in pending)
     busy = BusyTime()
     if pending:
         reopen(folder)
-        progress.start("infer", rows, "samples")
+        progress.start("infer", sum(shard.rows for shard in pending), "samples")
 
         def on_batch(rows: int) -> None:
             held.check()
             progress.advance(rows)
 
-        busy = label_shards(plan, params.batch_size, pending, source, run_teacher, folder, on_batch)
+        busy = label_shards(
+            plan,
+            params.batch_size,
+            pending,
+            source,
+            run_teacher,
+            folder,
+            on_batch,
+            params.on_bad_sample,
+        )
     held.check()
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
-    return _report(params.output, wanted, manifest, rows, len(finished), busy, seconds)
+    return _report(params.output, wanted, manifest, finished, busy, seconds)
 
 
 def _try_teacher(
@@ -189,16 +215,32 @@ def _try_teacher(
     whether it runs, and gives what it is said to give.
     """
     files = limited(source.files, plan.limit)
-    rows = 1 if params.allow_bad_teacher else CHECKED_ROWS
+    rows = CHECKED_ROWS
+    if params.allow_bad_teacher and params.on_bad_sample == "stop":
+        rows = 1
     sample = ShardPlan(name="sample", rows=rows, segments=tuple(spread_rows(files, rows)))
-    labelled = correct = 0
+    used = labelled = correct = 0
+    rejects: list[Reject] = []
     for segments in batches(sample, params.batch_size):
-        samples = source.read(segments)
+        slots = read_slots(source, segments, params.on_bad_sample)
+        rejects += slots.rejects.values()
+        usable = slots.run(run_teacher)
+        if usable is None:
+            continue
+        samples, output = usable
+        used += len(samples)
         hard = samples.hard_labels()
         with naming_the_key(samples.keys):
-            shifted = shift_output(run_teacher(samples.inputs))
+            shifted = shift_output(output)
         labelled += int((hard >= 0).sum())
         correct += int((hard == shifted.top1).sum())
+        if params.allow_bad_teacher:
+            break
+    if not used:
+        raise DataError(
+            f"{source.path}: none of {len(rejects)} samples from the whole of it can be used; the "
+            f"first is {rejects[0].key!r}: {rejects[0].reason}"
+        )
     if not labelled or params.allow_bad_teacher:
         return
     said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"
@@ -223,7 +265,7 @@ def _with_prior(
     if plan.identity.tail != "prior":
         return plan
     progress.say("class prior: from samples of the whole source")
-    prior = sampled_prior(source, run_teacher, params.batch_size, params.k)
+    prior = sampled_prior(source, run_teacher, params.batch_size, params.k, params.on_bad_sample)
     return plan.model_copy(update={"prior": prior})
 
 
@@ -244,11 +286,11 @@ def _report(
     folder: Path,
     plan: Plan,
     manifest: Manifest,
-    rows: int,
-    kept: int,
+    kept: Mapping[str, Receipt],
     busy: BusyTime,
     seconds: float,
 ) -> InferReport:
+    rows = sum(shard.rows for shard in manifest.shards if shard.name not in kept)
     counts = manifest.statistics
     assert plan.execution is not None
     return InferReport(
@@ -257,8 +299,9 @@ def _report(
         limit=manifest.limit,
         rows=manifest.rows,
         rows_written=rows,
+        rejects=manifest.rejects.samples if manifest.rejects else 0,
         shards=len(manifest.shards),
-        shards_kept=kept,
+        shards_kept=len(kept),
         bytes=sum(shard.bytes for shard in manifest.shards),
         provider=plan.execution.provider,
         device=plan.execution.device,

@@ -62,6 +62,7 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         layout=manifest.layout,
         aligned=manifest.aligned,
         rows=len(labels),
+        rejects=len(labels.rejects),
         views=identity.views,
         positions=positions if identity.positions else None,
         features=identity.features,

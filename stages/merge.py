@@ -70,7 +70,9 @@ class _Merging:
         self._packing = make_packing(plan.identity, plan.layout, made_by="merge")
         portions = whole_portions(sets[0].manifest, None)
         self._portions = {portion.shard.name: portion for portion in portions}
-        self._digests = source_digests(read_receipts(sets[0]))
+        receipts = read_receipts(sets[0])
+        self._digests = source_digests(receipts)
+        self._rejects = {receipt.shard: receipt.rejects or () for receipt in receipts}
 
     def write_shard(
         self, shard: ShardPlan, folder: Path, on_rows: Callable[[int], None]
@@ -88,7 +90,8 @@ class _Merging:
                 on_rows(len(merged))
             file = writer.finish()
         source = digests_of(shard, self._digests)
-        return tally.receipt(shard, self._packing.identity_sha256, file, source)
+        identity, rejects = self._packing.identity_sha256, self._rejects[shard.name]
+        return tally.receipt(shard, identity, file, source, rejects=rejects)
 
 
 def _at_any_temperature(d: Floats) -> Callable[[float], Floats]:

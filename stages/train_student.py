@@ -99,6 +99,7 @@ def _train(
         loss=params.loss,
         parameters=count_parameters(model),
         samples=samples.rows,
+        rejects=inputs.source.rows - samples.rows,
         steps=steps * params.epochs,
         device=device_name(fabric),
         seconds=time.perf_counter() - begin,

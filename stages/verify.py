@@ -23,6 +23,7 @@ from softlabel.pipeline.labelset.folder import remove_shards
 from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
 from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.labelset.lookup import check_cache
+from softlabel.pipeline.labelset.rejects import read_rejects
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.opening import open_source
@@ -30,7 +31,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession, reopen_teachers
 from softlabel.pipeline.teachers.features import find_features
 from softlabel.pipeline.training.join import JoinedSamples
-from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
 from softlabel.schemas.params import VerifyParams
 from softlabel.schemas.reports import Problem, Replay, VerifyReport
@@ -75,6 +76,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
         making=manifest.making,
         shards=len(manifest.shards),
         rows=manifest.rows,
+        rejects=manifest.rejects.samples if manifest.rejects else 0,
         checks=tuple(done),
         problems=tuple(problems),
         replay=replay,
@@ -95,6 +97,7 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
     yield from integrity.check_folder(folder, manifest)
     headless = list(integrity.check_head(folder, manifest))
     yield from headless
+    yield from integrity.check_rejects(folder, manifest)
     # Made once: its identity's digest takes long where the source has many shards.
     packing = None if headless else folder_packing(folder, manifest)
     for shard in manifest.shards:
@@ -113,15 +116,21 @@ def _stored(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[Pr
 def _against_source(
     folder: Path, manifest: Manifest, source: Source, headless: bool
 ) -> Iterator[Problem]:
+    try:
+        rejects = read_rejects(folder, manifest)
+    except DataError:
+        return  # told already, and what is missing cannot be told from what is left out
+    # Without its head no shard can be read, and none of them is to blame.
+    packing = None if headless else folder_packing(folder, manifest)
+    if packing is not None and rejects:
+        yield from checks.check_rejected(folder, packing, manifest, rejects, source)
     if not manifest.aligned:
         faults = list(check_whole_source(manifest, source))
         yield from faults
         if not headless and not faults:
-            yield from check_whole_coverage(folder, manifest, source)
+            yield from check_whole_coverage(folder, manifest, source, rejects)
         return
-    yield from checks.check_unlabelled(manifest, source)
-    # Without its head no shard can be read, and none of them is to blame.
-    packing = None if headless else folder_packing(folder, manifest)
+    yield from checks.check_unlabelled(manifest, source, rejects)
     for shard in manifest.shards:
         faults = list(checks.check_source(folder, manifest, shard, source))
         yield from faults

@@ -5,7 +5,7 @@ Such a set was cut or ordered anew, so only the whole of it can be compared with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from softlabel.pipeline.shards.layouts import open_shard
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import Manifest, Segment
+from softlabel.schemas.labelset import Manifest, Reject, Segment
 from softlabel.schemas.reports import Problem
 
 
@@ -30,10 +30,12 @@ def check_whole_source(manifest: Manifest, source: Source) -> Iterator[Problem]:
         yield _problem("source", f"{source.place(name)} was not labelled")
 
 
-def check_whole_coverage(folder: Path, manifest: Manifest, source: Source) -> Iterator[Problem]:
-    """Every key is of the source and stands once, with all its views; none is missing.
+def check_whole_coverage(
+    folder: Path, manifest: Manifest, source: Source, rejects: Sequence[Reject] = ()
+) -> Iterator[Problem]:
+    """Every key is of the source and stands once, with all its views; but `rejects` none lacks.
 
-    But where a subset by key was asked for, others may be.
+    Where a subset by key was asked for, others may be missing.
     """
     segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
     packing = folder_packing(folder, manifest)
@@ -51,7 +53,8 @@ def check_whole_coverage(folder: Path, manifest: Manifest, source: Source) -> It
                 message = f"{shard.name}: holds {len(extra)} foreign keys: {few(extra)}"
                 yield Problem(kind="coverage", shard=shard.name, message=message)
         unequal = miscounted_keys(columns, manifest.identity.views)
-        missing = KeySet(columns()).others(wanted).to_pylist()
+        gone = {reject.key for reject in rejects}
+        missing = [key for key in KeySet(columns()).others(wanted).to_pylist() if key not in gone]
     except (DataError, KeyError) as error:
         yield _problem("coverage", f"the keys cannot be compared: {error}")
         return

@@ -6,7 +6,8 @@ so that `--repair` can remove exactly that shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,13 @@ from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
+    REJECTS_FILE,
     Identity,
     Manifest,
     ManifestShard,
     Receipt,
+    Reject,
+    Segment,
 )
 from softlabel.schemas.reports import Problem
 
@@ -79,19 +83,50 @@ def check_coverage(
         yield shard_problem("coverage", shard, "holds its keys in another order than the source")
 
 
-def check_unlabelled(manifest: Manifest, source: Source) -> Iterator[Problem]:
-    """Every row of the source belongs to a shard of the aligned set, but with a limit."""
+def check_unlabelled(
+    manifest: Manifest, source: Source, rejects: Sequence[Reject] = ()
+) -> Iterator[Problem]:
+    """Every row of the source belongs to a shard of the aligned set, but those in `rejects`.
+
+    Of a set with a limit, others may be missing too.
+    """
     if manifest.limit is not None:
         return
-    labelled: dict[str, int] = {}
+    labelled = Counter(reject.source for reject in rejects)
     for shard in manifest.shards:
         for part in shard.segments:
-            labelled[part.source] = labelled.get(part.source, 0) + part.rows
+            labelled[part.source] += part.rows
     for file in source.files:
-        lacking = file.rows - labelled.get(file.name, 0)
+        lacking = file.rows - labelled[file.name]
         if lacking > 0:
             message = f"{source.place(file.name)} has {lacking} samples without labels"
             yield Problem(kind="coverage", shard=None, message=message)
+
+
+def check_rejected(
+    folder: Path, packing: Packing, manifest: Manifest, rejects: Sequence[Reject], source: Source
+) -> Iterator[Problem]:
+    """What is left out are samples of the source, by key and row, and none of them has a label."""
+    by_source: dict[str, list[Reject]] = {}
+    for reject in rejects:
+        by_source.setdefault(reject.source, []).append(reject)
+    rows = {file.name: file.rows for file in source.files}
+    for name, those in by_source.items():
+        whole = Segment(source=name, first=0, rows=rows.get(name, 0))
+        keys = source.keys([whole]) if name in rows else ()
+        wrong = [r.key for r in those if r.row >= len(keys) or keys[r.row].as_py() != r.key]
+        if wrong:
+            message = f"{REJECTS_FILE} lists {few(wrong)}, which {name} does not hold there"
+            yield Problem(kind="coverage", shard=None, message=message)
+    gone = pa.array([reject.key for reject in rejects], pa.string())
+    for shard in manifest.shards:
+        try:
+            stored = open_shard(folder, shard.name, packing).keys().combine_chunks()
+        except (DataError, KeyError):
+            continue  # another check's to tell
+        both = stored.filter(pc.is_in(stored, gone)).to_pylist()
+        if both:
+            yield shard_problem("coverage", shard, f"labels {few(both)}, listed as left out")
 
 
 def check_keys(folder: Path, manifest: Manifest, packing: Packing) -> Iterator[Problem]:

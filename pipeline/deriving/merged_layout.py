@@ -27,7 +27,7 @@ from softlabel.pipeline.shards.tally import Tally, measured_rows
 from softlabel.pipeline.shards.tar import TarWriter
 from softlabel.pipeline.shards.tar_members import Group, tar_groups
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
-from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, SourceDigest
+from softlabel.schemas.labelset import Plan, Receipt, Reject, ShardPlan, SourceDigest
 
 # What is held of the source at a time: samples, or bytes of their members.
 MOST_SAMPLES = 256
@@ -37,7 +37,8 @@ MOST_BYTES = 16 * 2**20
 class TarSource:
     """The source's tars, by a folder or a pattern, in the order of their names.
 
-    digests: what each tar was when `shards` read it. Raises ParameterError where there are none.
+    digests: what each tar was when `shards` read it. rejects: samples of each that the label set
+    leaves out. Raises ParameterError where there are none.
     """
 
     def __init__(self, where: Path) -> None:
@@ -52,6 +53,7 @@ class TarSource:
                     "names the tars alone"
                 )
         self.digests: list[SourceDigest] = []
+        self.rejects: list[list[Reject]] = []
 
     def shards(self, labels: LabelSet) -> tuple[ShardPlan, ...]:
         """One label shard a tar; reads all tars once.
@@ -60,6 +62,7 @@ class TarSource:
         key stands in two tars, EnvironmentFault where a tar cannot be read.
         """
         columns = []
+        left_out = {reject.key: reject for reject in labels.rejects}
         for path in self.paths:
             try:
                 with HashingReader(path) as file:
@@ -70,7 +73,11 @@ class TarSource:
                     f"{path}: cannot be read ({error.strerror or error}); mend this and run the "
                     "same command again"
                 ) from error
-            columns.append(pa.array(keys, pa.string()))
+            self.rejects.append([left_out.pop(key) for key in keys if key in left_out])
+            gone = {reject.key for reject in self.rejects[-1]}
+            columns.append(pa.array([key for key in keys if key not in gone], pa.string()))
+        # Somebody took them out of the tars already.
+        self.rejects[0] += left_out.values()
         _check_same_keys(self.paths, columns, labels)
         return tuple(
             ShardPlan(name=shard_name(index), rows=len(column) * labels.views, segments=())
@@ -92,6 +99,7 @@ class MergedWriting:
         self._converter = converter
         self._paths = {shard_name(index): path for index, path in enumerate(source.paths)}
         self._digests = {shard_name(index): tar for index, tar in enumerate(source.digests)}
+        self._rejects = {shard_name(index): those for index, those in enumerate(source.rejects)}
         self._known = None if self.repacks else total_fidelity(read_receipts(labels))
 
     @property
@@ -128,7 +136,7 @@ class MergedWriting:
             publishing(shard_path(folder, shard.name, self._packing)) as file,
         ):
             writer = TarWriter(file, self._packing)
-            for groups in _batches(tar_groups(path, source)):
+            for groups in _batches(self._labelled(shard.name, tar_groups(path, source))):
                 block = self._labels_of([key for key, _ in groups])
                 converted = self._converter.convert(block)
                 tally.add(converted, partial(self._converter.reference, block))
@@ -141,7 +149,19 @@ class MergedWriting:
         if known is not None and shard.name != shard_name(0):
             known = known.model_copy(update={"rows": 0, "kl_sum": (0.0,) * len(known.kl_sum)})
         source_of = self._source(shard.name)
-        return tally.receipt(shard, self._packing.identity_sha256, written, source_of, known)
+        return tally.receipt(
+            shard,
+            self._packing.identity_sha256,
+            written,
+            source_of,
+            known,
+            self._rejects[shard.name],
+        )
+
+    def _labelled(self, name: str, groups: Iterator[Group]) -> Iterator[Group]:
+        """Without the samples that the set leaves out."""
+        gone = {reject.key for reject in self._rejects[name]}
+        return (group for group in groups if group[0] not in gone)
 
     def _source(self, name: str) -> tuple[SourceDigest, ...]:
         return (self._digests[name],)

@@ -17,6 +17,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.codecs.codec import Codec, encode_rows
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.deriving.conversion import naming_the_key
+from softlabel.pipeline.labelset.keys import few
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.mean import Doubles, Mean, narrowed
@@ -137,6 +138,15 @@ def _check_alike(first: LabelSet, other: LabelSet) -> None:
         raise DataError(
             f"{other.folder}: differs from {first.folder} in {', '.join(different)}; only labels "
             "of the same samples can be merged, label one source with each teacher"
+        )
+    subset = any(item.derived and item.derived.keys_sha256 for item in (one, two))
+    gone = [{reject.key for reject in labels.rejects} for labels in (first, other)]
+    odd = sorted(gone[0] ^ gone[1])
+    if odd and not subset:
+        raise DataError(
+            f"{other.folder}: leaves out other samples than {first.folder} ({few(odd)} in one of "
+            "them only); bring the larger one to the keys of the other with 'softlabel convert "
+            "--keys'"
         )
     if len(first) != len(other):
         raise DataError(

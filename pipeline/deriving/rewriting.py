@@ -21,6 +21,7 @@ from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import (
     Fidelity,
     Receipt,
+    Reject,
     ShardPlan,
     SourceDigest,
     sha256_of,
@@ -49,7 +50,10 @@ class Rewriting:
         self._chosen = rows
         receipts = read_receipts(labels)
         self._digests = source_digests(receipts)
-        self._fidelity = None if self.repacks else _carried(receipts, portions)
+        groups = _by_shard(receipts, portions)
+        self._fidelity = None if self.repacks else _carried(receipts, groups)
+        # A list of keys asks for these and says nothing of others.
+        self._rejects = {} if rows is not None else rejects_of(groups)
 
     @property
     def repacks(self) -> bool:
@@ -73,6 +77,7 @@ class Rewriting:
             file,
             digests_of(shard, self._digests),
             None if self._fidelity is None else self._fidelity[shard.name],
+            self._rejects.get(shard.name, ()),
         )
 
     def _rows(self, portion: Portion) -> Iterator[LabelBlock]:
@@ -133,9 +138,27 @@ def total_fidelity(receipts: Sequence[Receipt]) -> Fidelity:
     return Fidelity(rows=rows, kl_sum=tuple(sums.tolist()))
 
 
-def _carried(receipts: Sequence[Receipt], portions: Sequence[Portion]) -> dict[str, Fidelity]:
-    """What was measured over each old shard, in the new shard that its first row falls into."""
+def rejects_of(groups: Mapping[str, Sequence[Receipt]]) -> dict[str, list[Reject]]:
+    """The samples that each new shard leaves out: those of the old ones that belong to it."""
+    return {
+        name: [reject for receipt in group for reject in receipt.rejects or ()]
+        for name, group in groups.items()
+    }
+
+
+def _carried(
+    receipts: Sequence[Receipt], groups: Mapping[str, Sequence[Receipt]]
+) -> dict[str, Fidelity]:
+    """What was measured over the old shards that belong to each new one."""
     nothing = (0.0,) * len(receipts[0].fidelity.kl_sum)
+    return {
+        name: total_fidelity(group) if group else Fidelity(rows=0, kl_sum=nothing)
+        for name, group in groups.items()
+    }
+
+
+def _by_shard(receipts: Sequence[Receipt], portions: Sequence[Portion]) -> dict[str, list[Receipt]]:
+    """The receipt of each old shard, with the new shard that its first row falls into."""
     parts: list[list[Receipt]] = [[] for _ in portions]
     stops = [portion.stop for portion in portions]
     start = 0
@@ -144,7 +167,5 @@ def _carried(receipts: Sequence[Receipt], portions: Sequence[Portion]) -> dict[s
         part = min(int(np.searchsorted(stops, start, side="right")), len(parts) - 1)
         parts[part].append(receipt)
         start += receipt.rows
-    return {
-        portion.shard.name: total_fidelity(part) if part else Fidelity(rows=0, kl_sum=nothing)
-        for portion, part in zip(portions, parts, strict=True)
-    }
+    names = [portion.shard.name for portion in portions]
+    return dict(zip(names, parts, strict=True))

@@ -10,8 +10,10 @@ import numpy.typing as npt
 from softlabel.pipeline.codecs.numerics import largest
 from softlabel.pipeline.inference.plan import batches
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
+from softlabel.pipeline.inference.usable import read_slots
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
+from softlabel.schemas.params import OnBadSample
 from softlabel.schemas.sample import Logits, RunTeacher
 
 # Rows that a prior is taken from, however large the batches that the teacher runs in.
@@ -25,20 +27,28 @@ DECIMALS = 3
 
 
 def sampled_prior(
-    source: Source, run_teacher: RunTeacher, batch_size: int, k: int
+    source: Source,
+    run_teacher: RunTeacher,
+    batch_size: int,
+    k: int,
+    on_bad: OnBadSample = "stop",
 ) -> tuple[float, ...]:
     """The class prior from up to 4,096 samples, spread over the whole source.
 
-    Raises DataError, naming the key, where the teacher gives no soft target.
+    on_bad: as for the run. Raises DataError, naming the key, where the teacher gives no soft
+    target.
     """
     prior = TailPrior(len(source.classes), k)
     segments = spread_rows(source.files, PRIOR_ROWS)
     rows = sum(segment.rows for segment in segments)
     sample = ShardPlan(name="sample", rows=rows, segments=tuple(segments))
     for batch in batches(sample, batch_size):
-        samples = source.read(batch)
+        usable = read_slots(source, batch, on_bad).run(run_teacher)
+        if usable is None:
+            continue
+        samples, output = usable
         with naming_the_key(samples.keys):
-            prior.add(shift_output(run_teacher(samples.inputs)).d)
+            prior.add(shift_output(output).d)
     return prior.logits()
 
 

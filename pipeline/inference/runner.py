@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from softlabel.pipeline.codecs.codec import (
     shift_rows,
 )
 from softlabel.pipeline.inference.plan import batches
+from softlabel.pipeline.inference.usable import Slots, read_slots
 from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, place
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.publish import publish_bytes
@@ -34,8 +35,9 @@ from softlabel.pipeline.shards.packing import Packing, folder_packing
 from softlabel.pipeline.shards.tally import Reference, Tally, measured_rows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import Plan, Receipt, ShardPlan, canonical_json
-from softlabel.schemas.sample import Logits, RunTeacher, SampleBlock, TeacherOutput
+from softlabel.schemas.labelset import Plan, Receipt, Reject, ShardPlan, canonical_json
+from softlabel.schemas.params import OnBadSample
+from softlabel.schemas.sample import Logits, RunTeacher, TeacherOutput
 
 QUEUE_BATCHES = 4
 # A few rows cost what NumPy's calls cost: so many batches at most are packed in one go.
@@ -57,21 +59,39 @@ class BusyTime:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """What the teacher said of some samples of a shard; their pictures are let go of."""
+class _Said:
+    """What the teacher said of samples: their keys, hard labels, and its output."""
 
-    shard: ShardPlan
     keys: pa.StringArray
     labels: pa.Int32Array
     output: TeacherOutput
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """Rows ready to be written, and the tally of their shard, which has counted them."""
+class _Batch:
+    """What the teacher said of a batch; said: None where no sample of it can be used.
+
+    keys: of all its samples, whose pictures are let go of. rejects: those that are left out.
+    """
 
     shard: ShardPlan
-    block: LabelBlock
+    keys: pa.StringArray
+    rejects: Collection[Reject]
+    said: _Said | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Rows ready to be written, and the tally of their shard, which has counted them.
+
+    keys: of all samples of the batch, rejects: of those that are left out. block: None where no
+    sample can be used.
+    """
+
+    shard: ShardPlan
+    keys: pa.StringArray
+    rejects: Collection[Reject]
+    block: LabelBlock | None
     tally: Tally
 
 
@@ -83,16 +103,18 @@ def label_shards(
     run_teacher: RunTeacher,
     folder: Path,
     on_batch: Callable[[int], None],
+    on_bad: OnBadSample = "stop",
 ) -> BusyTime:
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
-    every written batch's rows. Raises
-    DataError for non-finite logits and for a key that appears twice in a shard.
+    every written batch's samples. on_bad: what to do with one that cannot be used; skipped ones
+    stand in their shard's receipt. Raises DataError for such a one, for non-finite logits and for
+    a key that appears twice in a shard.
     """
     busy = BusyTime()
     packing = folder_packing(folder, plan)
-    read = prefetch(_read(shards, source, batch_size, busy), QUEUE_BATCHES, "read")
+    read = prefetch(_read(shards, source, batch_size, on_bad, busy), QUEUE_BATCHES, "read")
     ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
     encoded = prefetch(_encode(ran, packing, len(plan.shards), busy), QUEUE_BATCHES, "encode")
     with contextlib.closing(encoded):
@@ -106,27 +128,35 @@ def label_shards(
 
 
 def _read(
-    shards: Iterable[ShardPlan], source: Source, batch_size: int, busy: BusyTime
-) -> Iterator[tuple[ShardPlan, SampleBlock]]:
+    shards: Iterable[ShardPlan],
+    source: Source,
+    batch_size: int,
+    on_bad: OnBadSample,
+    busy: BusyTime,
+) -> Iterator[tuple[ShardPlan, Slots]]:
     for shard in shards:
         for segments in batches(shard, batch_size):
             begin = time.perf_counter()
-            samples = source.read(segments)
+            slots = read_slots(source, segments, on_bad)
             busy.decode += time.perf_counter() - begin
-            yield shard, samples
+            yield shard, slots
 
 
 def _run(
-    read: Generator[tuple[ShardPlan, SampleBlock], None, None],
+    read: Generator[tuple[ShardPlan, Slots], None, None],
     run_teacher: RunTeacher,
     busy: BusyTime,
 ) -> Iterator[_Batch]:
     with contextlib.closing(read):
-        for shard, samples in read:
+        for shard, slots in read:
             begin = time.perf_counter()
-            output = run_teacher(samples.inputs)
+            usable = slots.run(run_teacher)
             busy.teacher += time.perf_counter() - begin
-            yield _Batch(shard, samples.keys, samples.labels, output)
+            said = None
+            if usable is not None:
+                samples, output = usable
+                said = _Said(samples.keys, samples.labels, output)
+            yield _Batch(shard, slots.samples.keys, slots.rejects.values(), said)
 
 
 def _encode(
@@ -139,14 +169,18 @@ def _encode(
             if gathered[0].shard is not shard:
                 shard = gathered[0].shard
                 tally = Tally(packing.identity.temperatures, measured_rows(shards))
-            block = _labelled(_joined(gathered), packing)
+            said = [batch.said for batch in gathered if batch.said is not None]
+            block = _labelled(_joined(said), packing) if said else None
             first = 0
             # Each batch as the teacher said it: a product with the head rounds by its rows.
-            for batch in gathered:
-                tally.add(block.slice(first, len(batch.keys)), _as_said(batch.output.logits))
-                first += len(batch.keys)
+            for one in said:
+                assert block is not None
+                tally.add(block.slice(first, len(one.keys)), _as_said(one.output.logits))
+                first += len(one.keys)
             busy.encode += time.perf_counter() - begin
-            yield _Encoded(shard, block, tally)
+            keys = pa.concat_arrays([batch.keys for batch in gathered])
+            rejects = [reject for batch in gathered for reject in batch.rejects]
+            yield _Encoded(shard, keys, rejects, block, tally)
 
 
 def _gathered(ran: Iterator[_Batch]) -> Iterator[list[_Batch]]:
@@ -162,21 +196,21 @@ def _gathered(ran: Iterator[_Batch]) -> Iterator[list[_Batch]]:
 
 
 def _fit_together(held: list[_Batch], batch: _Batch) -> bool:
-    values = sum(one.output.logits.size for one in (*held, batch))
+    said = [one.said for one in (*held, batch) if one.said is not None]
+    values = sum(one.output.logits.size for one in said)
     same = held[0].shard is batch.shard
     return same and len(held) < GATHERED_BATCHES and values <= CHUNK_VALUES
 
 
-def _joined(batches: list[_Batch]) -> _Batch:
-    first, *others = batches
+def _joined(parts: list[_Said]) -> _Said:
+    first, *others = parts
     if not others:
         return first
-    outputs = [batch.output for batch in batches]
+    outputs = [part.output for part in parts]
     features = [output.features for output in outputs if output.features is not None]
-    return _Batch(
-        first.shard,
-        pa.concat_arrays([batch.keys for batch in batches]),
-        pa.concat_arrays([batch.labels for batch in batches]),
+    return _Said(
+        pa.concat_arrays([part.keys for part in parts]),
+        pa.concat_arrays([part.labels for part in parts]),
         TeacherOutput(
             np.concatenate([output.logits for output in outputs]),
             np.concatenate(features) if features else None,
@@ -184,15 +218,15 @@ def _joined(batches: list[_Batch]) -> _Batch:
     )
 
 
-def _labelled(batch: _Batch, packing: Packing) -> LabelBlock:
-    inner = batch.output.features
+def _labelled(said: _Said, packing: Packing) -> LabelBlock:
+    inner = said.output.features
     stored = None if packing.identity.features is None else inner
-    with naming_the_key(batch.keys):
-        rows = encode_rows(packing.codec, batch.output.logits, inner)
+    with naming_the_key(said.keys):
+        rows = encode_rows(packing.codec, said.output.logits, inner)
         features = None if stored is None else features_to_half(stored)
     return LabelBlock(
-        batch.keys,
-        batch.labels,
+        said.keys,
+        said.labels,
         rows.top1,
         rows.shift,
         rows.columns,
@@ -217,22 +251,26 @@ def _write_shard(
 ) -> tuple[Receipt, _Encoded | None]:
     """Write the shard that `first` begins; return its receipt and the next shard's first batch."""
     shard = first.shard
-    keys = []
+    keys: list[pa.StringArray] = []
+    rejects: list[Reject] = []
     current: _Encoded | None = first
     with writing_shard(folder, shard.name, packing) as writer:
         while current is not None and current.shard is shard:
             begin = time.perf_counter()
-            writer.append(current.block)
+            if current.block is not None:
+                writer.append(current.block)
             busy.write += time.perf_counter() - begin
-            keys.append(current.block.keys)
-            on_batch(len(current.block))
+            keys.append(current.keys)
+            rejects += current.rejects
+            on_batch(len(current.keys))
             current = next(encoded, None)
         _refuse_duplicates(shard, keys)
         begin = time.perf_counter()
         file = writer.finish()
     busy.write += time.perf_counter() - begin
     digests = tuple(source.digest(name) for name in _source_names(shard))
-    return first.tally.receipt(shard, packing.identity_sha256, file, digests), current
+    identity = packing.identity_sha256
+    return first.tally.receipt(shard, identity, file, digests, rejects=rejects), current
 
 
 def shift_output(output: TeacherOutput) -> ShiftedRows:
@@ -258,7 +296,7 @@ def _refuse_duplicates(shard: ShardPlan, keys: list[pa.StringArray]) -> None:
     twice = miscounted_keys(lambda: keys)
     if twice:
         rows = np.flatnonzero(pc.equal(pa.chunked_array(keys), twice[0]).to_numpy())
-        places = " and ".join(place(shard, int(row)) for row in rows[:2])
+        places = " and ".join(place(shard.segments, int(row)) for row in rows[:2])
         raise duplicate_key(twice[0], places)
 
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.labelset.keys import duplicate_key, miscounted_keys, place
+from softlabel.pipeline.labelset.rejects import RejectedRows, rejects_bytes, summary
 from softlabel.pipeline.publish import (
     file_sha256,
     make_folder,
@@ -32,6 +33,7 @@ from softlabel.schemas.labelset import (
     HEAD_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    REJECTS_FILE,
     ExecutionRecord,
     Identity,
     Manifest,
@@ -40,6 +42,10 @@ from softlabel.schemas.labelset import (
     Plan,
     Receipt,
     Reference,
+    Reject,
+    Rejects,
+    Segment,
+    ShardPlan,
     Statistics,
     canonical_json,
     sha256_of,
@@ -166,7 +172,7 @@ def finished_shards(folder: Path, plan: Plan) -> dict[str, Receipt]:
         path = folder / shard_file(shard.name, plan.layout)
         if (
             (receipt.shard, receipt.identity_sha256, receipt.rows)
-            == (shard.name, identity, shard.rows)
+            == (shard.name, identity, shard.rows - _left_out(shard, receipt, plan.identity.views))
             and recorded.get(shard.name) in (None, digest)
             and path.is_file()
             and path.stat().st_size == receipt.bytes
@@ -204,14 +210,23 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     """Publish the manifest once every shard stands, then delete what was set aside.
 
     reference: what the fidelity was measured against. Raises DataError where one key names samples
-    of two shards. A set that is merged, or converted and aligned, follows one whose keys were
-    looked at; one that is converted and not aligned may follow what changed since it was begun.
+    of two shards, and where all samples were left out. A set that is merged, or converted and
+    aligned, follows one whose keys were looked at; one that is converted and not aligned may
+    follow what changed since it was begun.
     """
     written = {shard.name: (folder / f"{shard.name}.json").read_bytes() for shard in plan.shards}
+    receipts = {name: Receipt.model_validate_json(data) for name, data in written.items()}
+    rejects = [reject for receipt in receipts.values() for reject in receipt.rejects or ()]
+    if rejects and not any(receipt.rows for receipt in receipts.values()):
+        raise DataError(
+            f"{folder}: no sample of the source could be used, all {len(rejects)} were left out; "
+            f"the first is {rejects[0].key!r}: {rejects[0].reason}"
+        )
     if plan.making.verb == "infer" or (plan.making.verb == "convert" and not plan.aligned):
-        _refuse_duplicates(folder, plan)
+        _refuse_duplicates(folder, plan, receipts)
     remove_temporaries(folder)
-    manifest = _manifest(plan, written, reference)
+    _publish_rejects(folder, rejects)
+    manifest = _manifest(plan, written, receipts, reference, summary(rejects))
     publish_bytes(folder / MANIFEST_FILE, canonical_json(manifest))
     for suffix in (REPLACED, DISCARDED):
         if _beside(folder, suffix).exists():
@@ -219,9 +234,38 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     return manifest
 
 
-def _manifest(plan: Plan, written: Mapping[str, bytes], reference: Reference) -> Manifest:
+def _publish_rejects(folder: Path, rejects: Sequence[Reject]) -> None:
+    path = folder / REJECTS_FILE
+    if rejects:
+        publish_bytes(path, rejects_bytes(rejects))
+    elif path.exists():
+        path.unlink()
+        sync_folder(folder)
+
+
+def _left_out(shard: ShardPlan, receipt: Receipt, views: int) -> int:
+    """Label rows that the shard lacks because their samples were left out.
+
+    The plan of a set that is made from another has no place for those in the first place.
+    """
+    gone = RejectedRows(receipt.rejects or ())
+    return views * sum(gone.count(segment) for segment in shard.segments)
+
+
+def _segments(shard: ShardPlan, receipt: Receipt) -> tuple[Segment, ...]:
+    if receipt.rejects is None:
+        return shard.segments
+    return RejectedRows(receipt.rejects).left(shard.segments)
+
+
+def _manifest(
+    plan: Plan,
+    written: Mapping[str, bytes],
+    receipts: Mapping[str, Receipt],
+    reference: Reference,
+    rejects: Rejects | None,
+) -> Manifest:
     """The manifest of a set whose receipts are these files."""
-    receipts = {name: Receipt.model_validate_json(data) for name, data in written.items()}
     measured = [receipt.fidelity for receipt in receipts.values()]
     rows = sum(fidelity.rows for fidelity in measured)
     return Manifest(
@@ -233,6 +277,7 @@ def _manifest(plan: Plan, written: Mapping[str, bytes], reference: Reference) ->
         limit=plan.limit,
         prior=plan.prior,
         rows=sum(receipt.rows for receipt in receipts.values()),
+        rejects=rejects,
         statistics=Statistics(
             labelled=sum(receipt.statistics.labelled for receipt in receipts.values()),
             correct=sum(receipt.statistics.correct for receipt in receipts.values()),
@@ -250,11 +295,11 @@ def _manifest(plan: Plan, written: Mapping[str, bytes], reference: Reference) ->
         shards=tuple(
             ManifestShard(
                 name=shard.name,
-                rows=shard.rows,
+                rows=receipts[shard.name].rows,
                 bytes=receipts[shard.name].bytes,
                 sha256=receipts[shard.name].sha256,
                 receipt_sha256=sha256_of(written[shard.name]),
-                segments=shard.segments,
+                segments=_segments(shard, receipts[shard.name]),
             )
             for shard in plan.shards
         ),
@@ -298,21 +343,24 @@ def _recorded_receipts(folder: Path) -> dict[str, str]:
     return {shard.name: shard.receipt_sha256 for shard in manifest.shards}
 
 
-def _refuse_duplicates(folder: Path, plan: Plan) -> None:
+def _refuse_duplicates(folder: Path, plan: Plan, receipts: Mapping[str, Receipt]) -> None:
+    """Raise DataError where one key names two samples, left out or not."""
     packing = folder_packing(folder, plan)
 
     def columns() -> Iterator[pa.StringArray]:
         for shard in plan.shards:
             keys = open_shard(folder, shard.name, packing).keys().combine_chunks()
             # A sample's views stand together.
-            yield keys.take(pa.array(np.arange(0, len(keys), plan.identity.views)))
+            own = keys.take(pa.array(np.arange(0, len(keys), plan.identity.views)))
+            gone = [reject.key for reject in receipts[shard.name].rejects or ()]
+            yield pa.concat_arrays([own, pa.array(gone, pa.string())]) if gone else own
 
     twice = miscounted_keys(columns)
     if not twice:
         return
     key = twice[0]
     places = [
-        place(shard, row) if shard.segments else f"{shard.name} sample {row}"
+        _place(shard, receipts[shard.name], row)
         for shard, keys in zip(plan.shards, columns(), strict=True)
         for row in np.flatnonzero(pc.equal(keys, key).to_numpy(zero_copy_only=False)).tolist()
     ]
@@ -322,3 +370,16 @@ def _refuse_duplicates(folder: Path, plan: Plan) -> None:
             "set is made from changed since it was begun; run the same command with --overwrite"
         )
     raise duplicate_key(key, " and ".join(places[:2]))
+
+
+def _place(shard: ShardPlan, receipt: Receipt, row: int) -> str:
+    """Where a sample comes from: those of the shard are followed by those that it leaves out."""
+    if not shard.segments:
+        return f"{shard.name} sample {row}"
+    segments = _segments(shard, receipt)
+    samples = sum(segment.rows for segment in segments)
+    if row < samples:
+        return place(segments, row)
+    assert receipt.rejects is not None
+    reject = receipt.rejects[row - samples]
+    return f"{reject.source} row {reject.row}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from softlabel.pipeline.labelset.rejects import RejectedRows, read_rejects
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.layouts import open_shard, shard_path
 from softlabel.pipeline.shards.packing import Packing, folder_packing
@@ -22,9 +23,11 @@ from softlabel.schemas.labelset import (
     HEAD_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    REJECTS_FILE,
     Manifest,
     ManifestShard,
     Receipt,
+    Reject,
     sha256_of,
     shard_file,
 )
@@ -36,6 +39,8 @@ def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     known = {PLAN_FILE, MANIFEST_FILE}
     if manifest.identity.head_sha256 is not None:
         known.add(HEAD_FILE)
+    if manifest.rejects is not None:
+        known.add(REJECTS_FILE)
     for shard in manifest.shards:
         known |= {shard_file(shard.name, manifest.layout), f"{shard.name}.json"}
     for path in sorted(folder.iterdir()):
@@ -56,6 +61,37 @@ def check_head(folder: Path, manifest: Manifest) -> Iterator[Problem]:
         folder_packing(folder, manifest)
     except DataError as error:
         yield Problem(kind="head", shard=None, message=str(error))
+
+
+def check_rejects(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """What is left out is what the receipts say, in their order, and has no labels."""
+    try:
+        rejects = read_rejects(folder, manifest)
+    except DataError as error:
+        yield Problem(kind="rejects", shard=None, message=str(error))
+        return
+    told: list[Reject] = []
+    for shard in manifest.shards:
+        receipt = _receipt(folder, shard)
+        if receipt is None:
+            return  # another check tells of it
+        told += receipt.rejects or ()
+    if tuple(told) != rejects:
+        message = f"{REJECTS_FILE} lists other samples than the receipts"
+        yield Problem(kind="rejects", shard=None, message=message)
+    rows = RejectedRows(rejects)
+    for shard in manifest.shards:
+        for segment in shard.segments:
+            if rows.count(segment):
+                message = f"rows of {segment.source} are labelled and listed in {REJECTS_FILE}"
+                yield shard_problem("rejects", shard, message)
+
+
+def _receipt(folder: Path, shard: ManifestShard) -> Receipt | None:
+    try:
+        return Receipt.model_validate_json((folder / f"{shard.name}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def check_receipt(folder: Path, manifest: Manifest, shard: ManifestShard) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import ShardPlan
+from softlabel.schemas.labelset import Segment
 
 FEW = 3
 
@@ -86,9 +86,9 @@ def few(keys: list[str]) -> str:
     return shown if len(keys) <= FEW else f"{shown} and {len(keys) - FEW} more"
 
 
-def place(shard: ShardPlan, row: int) -> str:
-    """Where row `row` of a label shard comes from: source shard and row in it."""
-    for segment in shard.segments:
+def place(segments: Sequence[Segment], row: int) -> str:
+    """Where row number `row` of these comes from: source shard and row in it."""
+    for segment in segments:
         if row < segment.rows:
             return f"{segment.source} row {segment.first + row}"
         row -= segment.rows

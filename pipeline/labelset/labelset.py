@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from softlabel.pipeline.codecs.codec import Codec
 from softlabel.pipeline.labelset import integrity
 from softlabel.pipeline.labelset.lookup import Lookup, open_lookup
+from softlabel.pipeline.labelset.rejects import read_rejects
 from softlabel.pipeline.labelset.stream import LabelStream
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.shards.layouts import ShardReader, open_shard
@@ -26,9 +28,11 @@ from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     MANIFEST_FILE,
     PLAN_FILE,
+    REJECTS_FILE,
     Manifest,
     ManifestShard,
     Plan,
+    Reject,
     Segment,
     shard_file,
 )
@@ -110,6 +114,14 @@ class LabelSet:
         """How rows are packed; a `factored` set's has the head."""
         return self._packing.codec
 
+    @functools.cached_property
+    def rejects(self) -> tuple[Reject, ...]:
+        """The samples of the source that are left out, each with the reason.
+
+        Raises DataError where their file is not the one of the manifest.
+        """
+        return read_rejects(self.folder, self.manifest)
+
     def __len__(self) -> int:
         return self.manifest.rows
 
@@ -169,7 +181,8 @@ class LabelSet:
         """The labels of a row range of one source shard, in the source's order.
 
         With views, all of a sample stand together: `views` label rows a source row. Raises
-        DataError when the set holds no labels for a row, or is not aligned with its source.
+        DataError when the set holds no labels for a row, as for one that is left out, or is not
+        aligned with its source.
         """
         if not self.manifest.aligned:
             raise DataError(
@@ -231,6 +244,9 @@ def open_labelset(
                 f"{folder / name}: is missing, without receipt, or not {shard.bytes} bytes long; "
                 f"{_remedy(folder, manifest)}"
             )
+    if manifest.rejects is not None and REJECTS_FILE not in names:
+        # Says what to do.
+        read_rejects(folder, manifest)
     if check == "full":
         _check_everything(folder, manifest)
     place = None if cache is None else Path(cache)
@@ -270,6 +286,7 @@ def _check_everything(folder: Path, manifest: Manifest) -> None:
 def _problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     yield from integrity.check_folder(folder, manifest)
     yield from integrity.check_head(folder, manifest)
+    yield from integrity.check_rejects(folder, manifest)
     packing = folder_packing(folder, manifest)
     for shard in manifest.shards:
         yield from integrity.check_receipt(folder, manifest, shard)

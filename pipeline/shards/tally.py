@@ -8,7 +8,14 @@ import numpy as np
 
 from softlabel.pipeline.codecs.numerics import Floats, kl_sums
 from softlabel.pipeline.shards.block import LabelBlock
-from softlabel.schemas.labelset import Fidelity, Receipt, ShardPlan, SourceDigest, Statistics
+from softlabel.schemas.labelset import (
+    Fidelity,
+    Receipt,
+    Reject,
+    ShardPlan,
+    SourceDigest,
+    Statistics,
+)
 
 FIDELITY_ROWS = 1024
 # The logits that stored ones are compared with, float32 [P, C], for use at a temperature.
@@ -24,6 +31,7 @@ class Tally:
     def __init__(self, temperatures: Sequence[float], rows: int) -> None:
         self._temperatures = temperatures
         self._room = rows
+        self._rows = 0
         self._labelled = 0
         self._correct = 0
         self._measured = 0
@@ -46,6 +54,7 @@ class Tally:
     def count(self, block: LabelBlock) -> None:
         """Count the rows of `block` without measuring any."""
         labels = block.labels.fill_null(-1).to_numpy(zero_copy_only=False)
+        self._rows += len(block)
         self._labelled += int((labels >= 0).sum())
         self._correct += int((labels == block.top1).sum())
 
@@ -60,21 +69,24 @@ class Tally:
         file: tuple[int, str],
         source: tuple[SourceDigest, ...],
         fidelity: Fidelity | None = None,
+        rejects: Sequence[Reject] = (),
     ) -> Receipt:
         """The receipt of a shard whose file has this size and SHA-256.
 
-        fidelity: known from elsewhere; default: what was measured here.
+        fidelity: known from elsewhere; default: what was measured here. rejects: samples of the
+        shard that were left out.
         """
         size, digest = file
         return Receipt(
             shard=shard.name,
             identity_sha256=identity_sha256,
-            rows=shard.rows,
+            rows=self._rows,
             bytes=size,
             sha256=digest,
             source=source,
             statistics=Statistics(labelled=self._labelled, correct=self._correct),
             fidelity=fidelity or self.fidelity(),
+            rejects=tuple(rejects) or None,
         )
 
 

@@ -47,13 +47,6 @@ class PictureColumns:
         keys = self.others.keys(place, batch, first)
         column = batch.column(self.picture)
         pictures = pc.struct_field(column, "bytes") if self.nested else column
-        if pictures.null_count:
-            row = pc.index(pictures.is_null(), True).as_py()
-            raise DataError(
-                f"{place}: key {keys[row].as_py()!r}: column {self.picture!r} holds no picture "
-                "(paths are not opened); write the pictures' bytes into the file, or leave the "
-                "row out"
-            )
         return ShardRows(keys, pictures.to_pylist(), self.others.hard_labels(place, batch, keys))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,15 +34,16 @@ PIECE_BYTES = 64 * 2**20
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # Pictures that a thread decodes in one go.
 PORTION = 8
+# Of an object that an error names: another in every run.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class BadPicture(ValueError):
-    """A picture that cannot be used. row: its place among those decoded together."""
+    """A picture that cannot be used, and why: the same words for the same picture, whenever."""
 
-    def __init__(self, reason: str, row: int = 0) -> None:
-        super().__init__(reason, row)
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
         self.reason = reason
-        self.row = row
 
 
 class Decoder:
@@ -59,30 +61,35 @@ class Decoder:
         self._process = os.getpid()
         self._pool = ThreadPoolExecutor(self._workers, "decode") if self._workers else None
 
-    def decode_all(self, pictures: Sequence[bytes], framing: Framing) -> Array:
-        """The pictures as uint8 `[N, height, width, channels]`.
+    def decode_all(
+        self, pictures: Sequence[bytes | None], framing: Framing
+    ) -> tuple[Array, dict[int, str]]:
+        """The pictures as uint8 `[N, height, width, channels]`, and by row why one cannot be used.
 
-        Raises BadPicture, with its row, for the first that cannot be used.
+        The rows of those are not filled.
         """
         arrays = np.empty((len(pictures), *framing.shape), np.uint8)
 
-        def portion(first: int) -> None:
+        def portion(first: int) -> dict[int, str]:
+            bad = {}
             for row in range(first, min(first + PORTION, len(pictures))):
                 try:
                     arrays[row] = decode(pictures[row], framing)
                 except BadPicture as error:
-                    raise BadPicture(error.reason, row) from error
+                    bad[row] = error.reason
+            return bad
 
         if self._process != os.getpid():
             # The parent's threads are not here, and its pool would wait for them for ever.
             self._start()
         run = map if self._pool is None else self._pool.map
-        for _ in run(portion, range(0, len(pictures), PORTION)):
-            pass
-        return arrays
+        bad: dict[int, str] = {}
+        for found in run(portion, range(0, len(pictures), PORTION)):
+            bad |= found
+        return arrays, bad
 
 
-def decode(data: bytes, framing: Framing) -> Array:
+def decode(data: bytes | None, framing: Framing) -> Array:
     """One picture as uint8 `[height, width, channels]`. Raises BadPicture."""
     if framing.channels not in (1, 3):
         raise BadPicture(f"encoded pictures have 1 or 3 channels, {framing.channels} are wanted")
@@ -93,7 +100,7 @@ def decode(data: bytes, framing: Framing) -> Array:
         )
     try:
         framed = _framed(_converted(image, framing.channels), framing)
-    except BadPicture:
+    except (BadPicture, MemoryError):
         raise
     # Whatever a damaged file makes Pillow's readers stumble over, struct.error and KeyError too.
     except Exception as error:
@@ -108,13 +115,18 @@ def decode(data: bytes, framing: Framing) -> Array:
     return np.asarray(framed, np.uint8).reshape(framing.shape)
 
 
-def picture_shape(data: bytes) -> tuple[int, int, int]:
+def picture_shape(data: bytes | None) -> tuple[int, int, int]:
     """Height, width and channels (1 for grey ones, else 3) of one picture. Raises BadPicture."""
     image = _opened(data)
     return image.height, image.width, 1 if image.mode in ("1", "L", "LA") else 3
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes | None) -> Image.Image:
+    if data is None:
+        raise BadPicture(
+            "there is no picture (paths are not opened); write its bytes into the file, or leave "
+            "the row out"
+        )
     if not data:
         raise BadPicture("the picture is empty; mend or remove it")
     if len(data) > MOST_BYTES:
@@ -126,6 +138,8 @@ def _opened(data: bytes) -> Image.Image:
         raise BadPicture(f"it is no picture of a kind that is read ({kinds})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(f"the picture claims to be huge; {_too_many()}") from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise _undecodable(error) from error
     if image.width * image.height > MOST_PIXELS:
@@ -134,7 +148,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def _undecodable(error: Exception) -> BadPicture:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = _ADDRESS.sub("", " ".join(str(error).split())) or type(error).__name__
     return BadPicture(f"the picture cannot be decoded ({reason}); mend or remove it")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import Segment, SourceDigest, SourceFile
+from softlabel.schemas.labelset import Reject, Segment, SourceDigest, SourceFile
 from softlabel.schemas.sample import Array, SampleBlock
 from softlabel.schemas.teacher import Fed, Framing, NumberInput
 
-# As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones.
-Pictures = Array | Sequence[bytes]
+# As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones, None where
+# a row has none.
+Pictures = Array | Sequence[bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class Number:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+
+class _Piece(NamedTuple):
+    """Samples as their shard gives them, and those among them that cannot be used, by place."""
+
+    samples: SampleBlock
+    rejects: dict[int, Reject]
 
 
 class SourceShard(Protocol):
@@ -232,34 +240,52 @@ class Source:
         Raises DataError, naming the key, where a shard or a picture cannot be read or a label is
         outside the classes.
         """
-        pieces = [piece for segment in segments for piece in self._pieces(segment)]
-        if len(pieces) == 1:
-            return pieces[0]
-        return SampleBlock(
-            pa.concat_arrays([piece.keys for piece in pieces]),
-            np.concatenate([piece.inputs for piece in pieces]),
-            pa.concat_arrays([piece.labels for piece in pieces]),
-        )
+        blocks = []
+        for piece in self._pieces(segments):
+            for reject in piece.rejects.values():
+                raise DataError(f"{self.place(reject.source)}: key {reject.key!r}: {reject.reason}")
+            blocks.append(piece.samples)
+        return _concat(blocks)
 
-    def read_stored(self, segment: Segment, rows: npt.NDArray[np.int64]) -> ShardRows:
-        """These rows of `segment`, ascending, with pictures as they are stored: see `pictures`.
+    def read_usable(self, segments: Sequence[Segment]) -> tuple[SampleBlock, dict[int, Reject]]:
+        """The samples of `segments`, and those whose picture cannot be used, by their place.
 
-        Raises DataError, naming the key, where the shard cannot be read or a label is outside the
-        classes.
+        In the place of such a picture stands the first of the others, zeros where there is none.
+        Raises DataError as `read` does, but for pictures.
         """
-        shard = self._opened_for(segment)
+        blocks: list[SampleBlock] = []
+        rejects: dict[int, Reject] = {}
+        rows = 0
+        for piece in self._pieces(segments):
+            blocks.append(piece.samples)
+            rejects |= {rows + place: reject for place, reject in piece.rejects.items()}
+            rows += len(piece.samples)
+        samples = _concat(blocks)
+        if rejects:
+            good = next((place for place in range(rows) if place not in rejects), None)
+            samples.inputs[list(rejects)] = 0 if good is None else samples.inputs[good]
+        return samples, rejects
+
+    def read_stored(self, segments: Sequence[Segment], rows: npt.NDArray[np.int64]) -> ShardRows:
+        """These rows of `segments`, ascending, with pictures as they are stored: see `pictures`.
+
+        Rows are counted through the segments. Raises DataError, naming the key, where a shard
+        cannot be read or a label is outside the classes.
+        """
         keys, pictures, labels = [], [], []
         first = 0
-        for piece in shard.read(segment.first, segment.rows):
-            self._check(shard, piece)
-            end = first + len(piece.keys)
-            wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
-            if len(wanted) < len(piece.keys):
-                piece = piece.take(wanted)
-            keys.append(piece.keys)
-            pictures.append(piece.pictures)
-            labels.append(piece.labels)
-            first = end
+        for segment in segments:
+            shard = self._opened_for(segment)
+            for piece in shard.read(segment.first, segment.rows):
+                self._check(shard, piece)
+                end = first + len(piece.keys)
+                wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
+                if len(wanted) < len(piece.keys):
+                    piece = piece.take(wanted)
+                keys.append(piece.keys)
+                pictures.append(piece.pictures)
+                labels.append(piece.labels)
+                first = end
         return ShardRows(pa.concat_arrays(keys), joined(pictures), pa.concat_arrays(labels))
 
     def pictures(self, keys: pa.StringArray, stored: Pictures) -> Array:
@@ -267,23 +293,38 @@ class Source:
 
         Raises DataError, naming the key, where a picture cannot be decoded.
         """
-        return self._decoded(None, keys, stored)
+        pixels, bad = self._decoded(stored)
+        for row, reason in bad.items():
+            holders = (name for name, shard in self._shards.items() if _holds(shard, keys[row]))
+            raise DataError(f"{self.place(next(holders))}: key {keys[row].as_py()!r}: {reason}")
+        return pixels
 
     def keys(self, segments: Sequence[Segment]) -> pa.StringArray:
         """The keys of `segments`, one after the other; pictures stay unread."""
-        return pa.concat_arrays(
-            [
-                self._shards[segment.source].keys().slice(segment.first, segment.rows)
-                for segment in segments
-            ]
-        )
+        parts = [
+            self._shards[segment.source].keys().slice(segment.first, segment.rows)
+            for segment in segments
+        ]
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
 
-    def _pieces(self, segment: Segment) -> Iterator[SampleBlock]:
-        shard = self._opened_for(segment)
-        for rows in shard.read(segment.first, segment.rows):
-            self._check(shard, rows)
-            pixels = self._decoded(shard.name, rows.keys, rows.pictures)
-            yield SampleBlock(rows.keys, pixels, rows.labels)
+    def _pieces(self, segments: Sequence[Segment]) -> Iterator[_Piece]:
+        for segment in segments:
+            shard = self._opened_for(segment)
+            first = segment.first
+            for rows in shard.read(first, segment.rows):
+                self._check(shard, rows)
+                pixels, bad = self._decoded(rows.pictures)
+                rejects = {
+                    place: Reject(
+                        key=rows.keys[place].as_py(),
+                        source=shard.name,
+                        row=first + place,
+                        reason=reason,
+                    )
+                    for place, reason in bad.items()
+                }
+                yield _Piece(SampleBlock(rows.keys, pixels, rows.labels), rejects)
+                first += len(rows.keys)
 
     def _opened_for(self, segment: Segment) -> SourceShard:
         """The segment's shard; another one that was open is closed, so that one is held."""
@@ -299,18 +340,12 @@ class Source:
             )
         return shard
 
-    def _decoded(self, name: str | None, keys: pa.StringArray, pictures: Pictures) -> Array:
-        """name: their shard, to be looked for where it is unknown and a picture is bad."""
+    def _decoded(self, pictures: Pictures) -> tuple[Array, dict[int, str]]:
+        """The pictures as arrays, and by row why one cannot be used."""
         if isinstance(pictures, np.ndarray):
-            return pictures
+            return pictures, {}
         assert self.framing is not None
-        try:
-            return self._decoder.decode_all(pictures, self.framing)
-        except BadPicture as error:
-            key = keys[error.row]
-            holders = (other for other, shard in self._shards.items() if _holds(shard, key))
-            place = self.place(name or next(holders))
-            raise DataError(f"{place}: key {key.as_py()!r}: {error.reason}") from error
+        return self._decoder.decode_all(pictures, self.framing)
 
     def _check(self, shard: SourceShard, rows: ShardRows) -> None:
         place = self.place(shard.name)
@@ -327,19 +362,35 @@ class Source:
             )
 
     def _first_framing(self) -> Framing:
-        """What encoded pictures look like where nobody says: all like the first."""
-        name = next(file.name for file in self.files if file.rows)
-        shard = self._shards[name]
-        rows = next(iter(shard.read(0, 1)))
-        try:
-            height, width, channels = picture_shape(rows.pictures[0])
-        except BadPicture as error:
-            raise DataError(
-                f"{self.place(name)}: key {rows.keys[0].as_py()!r}: {error.reason}"
-            ) from error
-        finally:
+        """What encoded pictures look like where nobody says: all like the first that tells."""
+        first: DataError | None = None
+        for file in self.files:
+            shard = self._shards[file.name]
+            for row in range(file.rows):
+                rows = next(iter(shard.read(row, 1)))
+                try:
+                    height, width, channels = picture_shape(rows.pictures[0])
+                except BadPicture as error:
+                    key = rows.keys[0].as_py()
+                    first = first or DataError(
+                        f"{self.place(file.name)}: key {key!r}: {error.reason}"
+                    )
+                else:
+                    shard.close()
+                    return Framing(height=height, width=width, channels=channels)
             shard.close()
-        return Framing(height=height, width=width, channels=channels)
+        assert first is not None
+        raise first
+
+
+def _concat(blocks: Sequence[SampleBlock]) -> SampleBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    return SampleBlock(
+        pa.concat_arrays([block.keys for block in blocks]),
+        np.concatenate([block.inputs for block in blocks]),
+        pa.concat_arrays([block.labels for block in blocks]),
+    )
 
 
 def fitted_input(path: Path, number: Number, wanted: NumberInput, taker: str) -> NumberInput:

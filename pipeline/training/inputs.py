@@ -43,6 +43,7 @@ class TrainingInputs:
             "source files": _fingerprint(self.source),
             "validation files": validation,
             "labels' identity": self.labels.identity if self.labels else None,
+            "samples": self.samples.rows,
             "fitted temperature": self.fitted_temperature,
         }
 

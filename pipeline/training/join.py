@@ -5,9 +5,10 @@ holds as many at a time as fit into `shuffle_rows`, and shuffles those together.
 (seed, epoch, window) alone: no list is kept, and hard and soft training see the same batches.
 Pictures and labels wait as they are stored, and are decoded a batch at a time.
 
-A label set that is aligned with its source is read beside it, any other is asked for each key. Of
-a sample's V views an epoch takes one: number `(epoch + XXH3-64(key)) mod V`, so that every view
-has its turn and the samples do not change theirs all at once.
+A label set that is aligned with its source is read beside it, any other is asked for each key.
+Samples that it leaves out are not read, and stand in no epoch. Of a sample's V views an epoch
+takes one: number `(epoch + XXH3-64(key)) mod V`, so that every view has its turn and the samples
+do not change theirs all at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
 from softlabel.pipeline.training.spans import Span, Steps
@@ -35,6 +37,8 @@ from softlabel.schemas.sample import SampleBlock
 UNIT_ROWS = 8192
 
 Numbers = npt.NDArray[np.int64]
+# The row ranges of one source shard that are read together: one, where nothing is left out.
+Unit = tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class JoinedSamples:
     temperature: the one at which the labels will be used; `topk` logits depend on it. sparse: hand
     over what a `topk` set kept as it is, and do not spread its tail over all classes.
 
-    Raises DataError where classes or source differ, a key has no label of its own, or a sample
-    has no hard label.
+    Raises DataError where classes or source differ, a key that the set does not leave out has no
+    label of its own, or a sample has no hard label.
     """
 
     def __init__(
@@ -96,11 +100,15 @@ class JoinedSamples:
         if labels is not None:
             _check_belongs(source, labels)
             labels.check_temperature(temperature)
+        self._rejected = RejectedRows(() if labels is None else labels.rejects)
+        self._samples = sum(_rows(unit) for unit in self._units(UNIT_ROWS))
+        if not self._samples:
+            raise DataError(f"{source.path}: no sample of it has labels, all were left out")
 
     @property
     def rows(self) -> int:
         """Samples in one epoch."""
-        return self._source.rows
+        return self._samples
 
     def epoch(
         self, seed: int, epoch: int, batch_size: int, shuffle_rows: int, first_batch: int = 0
@@ -130,8 +138,8 @@ class JoinedSamples:
         ordered = list(spans)
         parts: list[_Rows] = []
         first = begun = 0
-        for number, units in enumerate(_windows(self._units(), seed, epoch, shuffle_rows)):
-            end = first + sum(unit.rows for unit in units)
+        for number, units in enumerate(_windows(self._units(UNIT_ROWS), seed, epoch, shuffle_rows)):
+            end = first + sum(map(_rows, units))
             # Those that begin before the window's end; the last may go on in the next.
             here = ordered[begun : bisect_left(ordered, (end,))]
             if here:
@@ -147,30 +155,29 @@ class JoinedSamples:
 
     def in_order(self, batch_size: int) -> Iterator[tuple[SampleBlock, LabelBlock]]:
         """Samples and labels in the source's order; a batch never crosses a source shard's end."""
-        for file in self._source.files:
-            for first in range(0, file.rows, batch_size):
-                rows = min(batch_size, file.rows - first)
-                unit = Segment(source=file.name, first=first, rows=rows)
-                samples = self._source.read([unit])
-                every = np.arange(rows)
-                yield samples, self._labels_of(samples.keys, samples.labels, unit, 0, every)
+        for unit in self._units(batch_size):
+            samples = self._source.read(unit)
+            every = np.arange(len(samples))
+            yield samples, self._labels_of(samples.keys, samples.labels, unit, 0, every)
 
-    def _units(self) -> list[Segment]:
-        return [
-            Segment(source=file.name, first=first, rows=min(UNIT_ROWS, file.rows - first))
+    def _units(self, most: int) -> list[Unit]:
+        units = (
+            Segment(source=file.name, first=first, rows=min(most, file.rows - first))
             for file in self._source.files
-            for first in range(0, file.rows, UNIT_ROWS)
-        ]
+            for first in range(0, file.rows, most)
+        )
+        # One of which nothing is left goes.
+        return [left for unit in units if (left := self._rejected.left([unit]))]
 
     def _window(
-        self, units: Sequence[Segment], epoch: int, chosen: Sequence[Numbers]
+        self, units: Sequence[Unit], epoch: int, chosen: Sequence[Numbers]
     ) -> tuple[_Rows, list[Numbers]]:
         """The chosen rows of `units`, counted through them, and where each choice now lies."""
         kept, places = np.unique(np.concatenate(chosen), return_inverse=True)
         parts = []
         first = 0
         for unit in units:
-            end = first + unit.rows
+            end = first + _rows(unit)
             rows = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first
             if len(rows):
                 parts.append(self._unit(unit, epoch, rows))
@@ -178,7 +185,7 @@ class JoinedSamples:
         bounds = np.cumsum([len(rows) for rows in chosen])[:-1]
         return _concat(parts), np.split(places, bounds)
 
-    def _unit(self, unit: Segment, epoch: int, rows: Numbers) -> _Rows:
+    def _unit(self, unit: Unit, epoch: int, rows: Numbers) -> _Rows:
         stored = self._source.read_stored(unit, rows)
         if stored.labels.null_count:
             row = int(pc.index(stored.labels.is_null(), True).as_py())
@@ -197,7 +204,7 @@ class JoinedSamples:
         return JoinedBatch(rows.keys, pixels, labels, rows.block)
 
     def _labels_of(
-        self, keys: pa.StringArray, hard: pa.Int32Array, unit: Segment, epoch: int, rows: Numbers
+        self, keys: pa.StringArray, hard: pa.Int32Array, unit: Unit, epoch: int, rows: Numbers
     ) -> LabelBlock:
         """The labels of exactly these keys: a label belongs to a key, not to a position.
 
@@ -208,8 +215,8 @@ class JoinedSamples:
         if not self._labels.manifest.aligned:
             labels = self._labels.lookup(keys, views)
         else:
-            labels = self._labels.read_source(unit)
-            if self._labels.views > 1 or len(rows) < unit.rows:
+            labels = concat_blocks([self._labels.read_source(segment) for segment in unit])
+            if self._labels.views > 1 or len(rows) < _rows(unit):
                 labels = labels.take(rows * self._labels.views + views)
             _check_joined(keys, labels, views, self._labels)
         _check_hard_labels(keys, hard, labels, self._labels)
@@ -286,19 +293,23 @@ def _check_belongs(source: Source, labels: LabelSet) -> None:
 
 
 def _windows(
-    units: Sequence[Segment], seed: int, epoch: int, shuffle_rows: int
-) -> Iterator[list[Segment]]:
-    window: list[Segment] = []
+    units: Sequence[Unit], seed: int, epoch: int, shuffle_rows: int
+) -> Iterator[list[Unit]]:
+    window: list[Unit] = []
     rows = 0
     for index in _generator(seed, epoch, 0).permutation(len(units)):
         unit = units[index]
-        if window and rows + unit.rows > shuffle_rows:
+        if window and rows + _rows(unit) > shuffle_rows:
             yield window
             window, rows = [], 0
         window.append(unit)
-        rows += unit.rows
+        rows += _rows(unit)
     if window:
         yield window
+
+
+def _rows(unit: Unit) -> int:
+    return sum(segment.rows for segment in unit)
 
 
 def _generator(seed: int, epoch: int, window: int) -> np.random.Generator:

@@ -20,6 +20,7 @@ from softlabel.schemas.labelset import (
     HEAD_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    REJECTS_FILE,
     SHARD_METADATA_KEY,
     CodecName,
     Derivation,
@@ -33,6 +34,8 @@ from softlabel.schemas.labelset import (
     MeasuredFidelity,
     Plan,
     Receipt,
+    Reject,
+    Rejects,
     Segment,
     ShardPlan,
     SourceDigest,
@@ -58,6 +61,8 @@ RECORDS: tuple[type[Record], ...] = (
     ShardPlan,
     ExecutionRecord,
     Receipt,
+    Reject,
+    Rejects,
     Fidelity,
     Statistics,
     Identity,
@@ -204,7 +209,8 @@ def test_what_a_shard_says_of_itself_is_documented() -> None:
 
 def test_every_name_is_documented() -> None:
     text = FORMAT.read_text("utf-8")
-    for name in (*get_args(CodecName), *get_args(Layout), MANIFEST_FILE, PLAN_FILE, HEAD_FILE):
+    files = (MANIFEST_FILE, PLAN_FILE, HEAD_FILE, REJECTS_FILE)
+    for name in (*get_args(CodecName), *get_args(Layout), *files):
         assert f"`{name}`" in text
     assert f"`format_version` is {FORMAT_VERSION} in every record" in text
 

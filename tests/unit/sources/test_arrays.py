@@ -383,7 +383,7 @@ def test_what_is_held_is_let_go_on_close(tmp_path: Path) -> None:
     shard.close()
     assert shard._loaded is None  # type: ignore[attr-defined]
     (after,) = shard.read(0, 3)
-    assert np.array_equal(before.pictures, after.pictures)
+    assert np.array_equal(np.asarray(before.pictures), np.asarray(after.pictures))
 
 
 def test_rows_in_another_order_are_another_source(tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_a_row_without_picture_is_told(tmp_path: Path, missing: str) -> None:
     else:
         column = pa.array([data[0], data[1], None, data[3]])
     source = write(tmp_path / "a.parquet", table_of(samples(4), image=column))
-    wanted = r"a\.parquet: key 'a-00000002': column 'image' holds no picture \(paths are not opened"
+    wanted = r"a\.parquet: key 'a-00000002': there is no picture \(paths are not opened\)"
     with pytest.raises(DataError, match=wanted):
         whole(source)
     assert len(source.read([Segment(source="a.parquet", first=0, rows=2)])) == 2

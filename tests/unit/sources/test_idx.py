@@ -169,7 +169,7 @@ def test_plain_pictures_are_mapped_and_gzipped_ones_let_go_on_close(tmp_path: Pa
         shard.close()
         assert shard._loaded is None  # type: ignore[attr-defined]
         (after,) = shard.read(0, 2)
-        assert np.array_equal(before.pictures, after.pictures)
+        assert np.array_equal(np.asarray(before.pictures), np.asarray(after.pictures))
 
 
 def test_the_rows_of_a_gzipped_file_are_known_without_its_values(tmp_path: Path) -> None:

@@ -265,36 +265,64 @@ MANY = [png(20 + index % 5, 30, seed=index) for index in range(45)]
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_threads_change_nothing(workers: int) -> None:
-    alone = Decoder(0).decode_all(MANY, SMALL)
+    alone, bad = Decoder(0).decode_all(MANY, SMALL)
+    assert bad == {}
     assert alone.shape == (45, 5, 7, 3)
     assert np.array_equal(alone[30], decode(MANY[30], SMALL))
-    assert np.array_equal(Decoder(workers).decode_all(MANY, SMALL), alone)
+    assert np.array_equal(Decoder(workers).decode_all(MANY, SMALL)[0], alone)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
-def test_the_first_bad_row_is_named(workers: int) -> None:
+def test_bad_rows_are_told_and_change_no_other(workers: int) -> None:
     decoder = Decoder(workers)
+    alone, _ = Decoder(0).decode_all(MANY, SMALL)
     for bad in ((20, 21, 40), (7, 8), (44,)):
         mixed = [b"" if row in bad else data for row, data in enumerate(MANY)]
-        with pytest.raises(BadPicture, match="the picture is empty") as caught:
-            decoder.decode_all(mixed, SMALL)
-        assert caught.value.row == bad[0]
-    assert len(decoder.decode_all(MANY, SMALL)) == 45
+        arrays, reasons = decoder.decode_all(mixed, SMALL)
+        assert reasons == dict.fromkeys(bad, "the picture is empty; mend or remove it")
+        kept = [row for row in range(45) if row not in bad]
+        assert np.array_equal(arrays[kept], alone[kept])
 
 
 def test_no_pictures_are_an_empty_array() -> None:
-    assert Decoder(2).decode_all([], SMALL).shape == (0, 5, 7, 3)
+    assert Decoder(2).decode_all([], SMALL)[0].shape == (0, 5, 7, 3)
+
+
+@pytest.mark.parametrize("place", ["open", "load"])
+def test_want_of_memory_is_no_fault_of_the_picture(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A run that skips what cannot be used must not take it for that."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    if place == "open":
+        monkeypatch.setattr(Image, "open", fail)
+    else:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(MemoryError):
+        decode(png(4, 4), SMALL)
+
+
+def test_a_reason_is_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(image: object) -> None:
+        raise OSError(f"cannot read <_io.BytesIO object at {id(image):#x}>")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", stumble)
+    with pytest.raises(BadPicture, match=r"\(cannot read <_io.BytesIO object>\)"):
+        decode(png(4, 4), SMALL)
 
 
 def decode_and_send(decoder: Decoder, queue: Any) -> None:
-    queue.put(decoder.decode_all(MANY, SMALL).tobytes())
+    queue.put(decoder.decode_all(MANY, SMALL)[0].tobytes())
 
 
 # Python warns of forks beside threads; these idle ones hold nothing.
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_decodes_too() -> None:
     decoder = Decoder(2)
-    wanted = decoder.decode_all(MANY, SMALL).tobytes()
+    wanted = decoder.decode_all(MANY, SMALL)[0].tobytes()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=decode_and_send, args=(decoder, queue))
@@ -314,7 +342,7 @@ def test_idle_threads_do_not_keep_the_process() -> None:
         "import sys\n"
         "framing = Framing(height=5, width=7, channels=3, interpolation='bilinear')\n"
         "decoder = Decoder(4)\n"
-        "print(len(decoder.decode_all([sys.stdin.buffer.read()] * 40, framing)))\n"
+        "print(len(decoder.decode_all([sys.stdin.buffer.read()] * 40, framing)[0]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], input=MANY[0], capture_output=True, timeout=60

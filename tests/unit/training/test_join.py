@@ -307,8 +307,8 @@ def test_a_sample_whose_hard_label_changed_is_named(
         monkeypatch.setattr(labels, "manifest", unaligned)
     read = source.read_stored
 
-    def other_labels(segment: Segment, numbers: npt.NDArray[np.int64]) -> ShardRows:
-        rows = read(segment, numbers)
+    def other_labels(segments: Sequence[Segment], numbers: npt.NDArray[np.int64]) -> ShardRows:
+        rows = read(segments, numbers)
         turned = [(label + 1) % len(CLASSES) for label in rows.labels.to_pylist()]
         return ShardRows(rows.keys, rows.pictures, pa.array(turned, pa.int32()))
 
@@ -324,9 +324,9 @@ def test_only_the_samples_asked_for_are_read(
     asked: list[int] = []
     read = source.read_stored
 
-    def counted(segment: Segment, numbers: npt.NDArray[np.int64]) -> ShardRows:
+    def counted(segments: Sequence[Segment], numbers: npt.NDArray[np.int64]) -> ShardRows:
         asked.append(len(numbers))
-        return read(segment, numbers)
+        return read(segments, numbers)
 
     monkeypatch.setattr(source, "read_stored", counted)
     both = joined(source, folder)

@@ -1,0 +1,42 @@
+"""Batches in which every sample has its slot, also one that cannot be used.
+
+Such a one is left out only after the teacher ran: the others stand where they would stand without
+it, so their labels do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softlabel.pipeline.sources.source import Source
+from softlabel.schemas.labelset import Reject, Segment
+from softlabel.schemas.params import OnBadSample
+from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The samples of a batch, and those that are left out, by their slot."""
+
+    samples: SampleBlock
+    rejects: Mapping[int, Reject]
+
+    def run(self, run_teacher: RunTeacher) -> tuple[SampleBlock, TeacherOutput] | None:
+        """The samples that can be used, with what the teacher says of them; None without any."""
+        if not self.rejects:
+            return self.samples, run_teacher(self.samples.inputs)
+        kept = np.delete(np.arange(len(self.samples)), list(self.rejects))
+        if not len(kept):
+            return None
+        output = run_teacher(self.samples.inputs)
+        return self.samples.take(kept), output.take(kept)
+
+
+def read_slots(source: Source, segments: Sequence[Segment], on_bad: OnBadSample) -> Slots:
+    """The batch of these rows. Raises DataError as `Source.read`, or `read_usable` to skip."""
+    if on_bad == "stop":
+        return Slots(source.read(segments), {})
+    return Slots(*source.read_usable(segments))
