@@ -404,6 +404,11 @@ class InferParams(Record):
         "size): stop, or 'skip' it: leave it out and list it in rejects.jsonl",
     )
     dry_run: bool = Field(False, description="say what would be done, and write nothing")
+    extend: bool = Field(
+        False,
+        description="the source has grown since it was labelled: keep the labels in the folder, "
+        "and label only the source shards that are new",
+    )
     if_different: IfDifferent = Field(
         "error",
         description="when the folder holds labels of another identity: stop, or 'replace' them",
@@ -425,6 +430,12 @@ class InferParams(Record):
     width: ForeignWidth = None
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
+
+    @model_validator(mode="after")
+    def _extends_what_stands(self) -> InferParams:
+        if self.extend and (self.overwrite or self.limit is not None):
+            raise ValueError("extend keeps all that stands; leave overwrite and limit out")
+        return self
 
     @model_validator(mode="after")
     def _the_mean_is_of_these_teachers(self) -> InferParams:

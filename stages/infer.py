@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
+from softlabel.pipeline.inference.extension import Grown, carry_over, grown
 from softlabel.pipeline.inference.plan import batches, limited, plan_shards
 from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
@@ -75,8 +76,11 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
 def preview(params: InferParams, progress: Progress | None = None) -> InferPreview:
     """What `run` would do. Raises what it would raise before the teacher runs."""
     work = _work(params, progress or Quiet())
-    wanted = work.plan
-    plan, finished, pending = _standing(params, plain(params.output), wanted)
+    folder = plain(params.output)
+    old = _extended(params, folder, work.plan)
+    wanted = work.plan if old is None else old.plan
+    plan, finished, pending = _standing(params, folder, wanted)
+    new = _new_shards(old, pending)
     assert wanted.execution is not None
     return InferPreview(
         output=params.output,
@@ -85,9 +89,9 @@ def preview(params: InferParams, progress: Progress | None = None) -> InferPrevi
         layout=wanted.layout,
         limit=wanted.limit,
         rows=sum(shard.rows for shard in (wanted if plan is None else plan).shards),
-        rows_to_write=sum(shard.rows for shard in pending),
-        shards_to_write=len(pending),
-        shards_kept=len(finished),
+        rows_to_write=sum(shard.rows for shard in new),
+        shards_to_write=len(new),
+        shards_kept=len(finished) + len(pending) - len(new),
         provider=wanted.execution.provider,
         device=wanted.execution.device,
     )
@@ -139,7 +143,9 @@ def _standing(
     params: InferParams, folder: Path, wanted: Plan
 ) -> tuple[Plan | None, dict[str, Receipt], list[ShardPlan]]:
     """The plan to go on with, None to start afresh; whole shards by name; those to be written."""
-    plan = standing_plan(folder, wanted, params.if_different, params.overwrite)
+    # What an extended set replaces was looked at already.
+    if_different = "replace" if params.extend else params.if_different
+    plan = standing_plan(folder, wanted, if_different, params.overwrite)
     finished = {} if plan is None else finished_shards(folder, plan)
     shards = wanted.shards if plan is None else plan.shards
     pending = [shard for shard in shards if shard.name not in finished]
@@ -166,11 +172,13 @@ def _samples(count: int) -> str:
 def _label(
     params: InferParams, folder: Path, work: _Work, held: Lease, progress: Progress
 ) -> InferReport:
-    wanted, head, run_teacher = work.plan, work.head, work.run_teacher
-    source = work.task.source
+    head, run_teacher, source = work.head, work.run_teacher, work.task.source
     begin = time.perf_counter()
+    old = _extended(params, folder, work.plan)
+    wanted = work.plan if old is None else old.plan
     plan, finished, pending = _standing(params, folder, wanted)
-    if pending:
+    new = _new_shards(old, pending)
+    if new:
         _try_teacher(params, wanted, source, run_teacher, progress)
     if plan is None:
         plan = _with_prior(wanted, params, source, run_teacher, progress)
@@ -186,10 +194,13 @@ def _label(
             held.check()
             progress.advance(rows)
 
+        for shard in pending:
+            if old is not None and old.carries(shard):
+                finished[shard.name] = carry_over(old, shard, folder, plan, on_batch)
         busy = label_shards(
             plan,
             params.batch_size,
-            pending,
+            new,
             source,
             run_teacher,
             folder,
@@ -200,6 +211,20 @@ def _label(
     manifest = close(folder, plan)
     seconds = time.perf_counter() - begin
     return _report(params.output, wanted, manifest, finished, busy, seconds)
+
+
+def _extended(params: InferParams, folder: Path, wanted: Plan) -> Grown | None:
+    """What stands and shall be extended; None where all is labelled afresh."""
+    if not params.extend:
+        return None
+    return grown(
+        folder, wanted, params.batch_size, params.shard_rows, allow_mixed=params.allow_mixed
+    )
+
+
+def _new_shards(old: Grown | None, pending: Sequence[ShardPlan]) -> list[ShardPlan]:
+    """Those that the teacher has to label."""
+    return [shard for shard in pending if old is None or not old.carries(shard)]
 
 
 def _try_teacher(
@@ -262,7 +287,7 @@ def _with_prior(
     progress: Progress,
 ) -> Plan:
     """The plan with the class prior, where its tails shall be spread by one."""
-    if plan.identity.tail != "prior":
+    if plan.identity.tail != "prior" or plan.prior is not None:
         return plan
     progress.say("class prior: from samples of the whole source")
     prior = sampled_prior(source, run_teacher, params.batch_size, params.k, params.on_bad_sample)

@@ -10,12 +10,13 @@ GROUP_BATCHES = 16
 
 
 def plan_shards(
-    source: Sequence[SourceFile], batch_size: int, shard_rows: int
+    source: Sequence[SourceFile], batch_size: int, shard_rows: int, first: int = 0
 ) -> tuple[ShardPlan, ...]:
     """One label shard a source shard, in source order.
 
     A source shard of more than `shard_rows` rows is split into ranges of that many, rounded up to
-    whole batches; consecutive ones of fewer than 16 batches are grouped until they reach 16.
+    whole batches; consecutive ones of fewer than 16 batches are grouped until they reach 16. first:
+    number of the first label shard.
     """
     limit = -(-shard_rows // batch_size) * batch_size
     enough = min(GROUP_BATCHES * batch_size, limit)
@@ -38,7 +39,7 @@ def plan_shards(
             rows=sum(segment.rows for segment in segments),
             segments=segments,
         )
-        for index, segments in enumerate(shards)
+        for index, segments in enumerate(shards, first)
     )
 
 

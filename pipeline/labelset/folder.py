@@ -75,7 +75,7 @@ def standing_plan(
             f"with '{standing.making.command}', choose another --output, or pass "
             "--if-different replace"
         )
-    different = _different_fields(standing.identity, wanted.identity)
+    different = different_fields(standing.identity, wanted.identity)
     if not different and (standing.layout, standing.making) == (wanted.layout, wanted.making):
         return standing
     if if_different == "error" and not different:
@@ -112,7 +112,7 @@ def check_same_making(folder: Path, standing: Plan, wanted: Plan) -> None:
     """Raise IdentityError where missing shards would be made otherwise than the others were."""
     assert standing.execution is not None
     assert wanted.execution is not None
-    different = _different_fields(standing.execution, wanted.execution)
+    different = different_fields(standing.execution, wanted.execution)
     if different:
         changes = "; ".join(
             f"{name} was {getattr(standing.execution, name)!r}, "
@@ -189,6 +189,11 @@ def read_receipt(folder: Path, name: str) -> tuple[Receipt, str] | None:
         return Receipt.model_validate_json(data), sha256_of(data)
     except (FileNotFoundError, IsADirectoryError, ValidationError):
         return None
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where a complete set lies while another one is made in its folder."""
+    return _beside(folder, REPLACED)
 
 
 def reopen(folder: Path) -> None:
@@ -306,9 +311,10 @@ def _manifest(
     )
 
 
-def _different_fields(
+def different_fields(
     standing: Identity | ExecutionRecord, wanted: Identity | ExecutionRecord
 ) -> list[str]:
+    """Names of the fields in which the two differ, as messages spell them."""
     return [
         name.removesuffix("_sha256")
         for name in type(standing).model_fields
