@@ -39,6 +39,7 @@ def _check_mean(
         raise ValueError("temperature is of mean 'probs'; leave it out for mean 'logits'")
 
 
+BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 Paths = Annotated[
     tuple[Path, ...], BeforeValidator(_several, json_schema_input_type=Path | tuple[Path, ...])
 ]
@@ -388,7 +389,11 @@ class InferParams(Record):
         min_length=1,
         description="temperatures whose log-sums and fidelity are recorded",
     )
-    batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
+    batch_size: BatchSize = Field(
+        256,
+        description="samples in one run of the teacher, or 'auto': the fastest power of two up to "
+        "1,024, by trying [rows]",
+    )
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
     workers: Workers = None
     device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -96,7 +96,7 @@ def _validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        problems = _with_words(error.errors(include_url=False))
     if not complete:
         # Missing values may still come as flags; a rule over several fields waits for them too.
         problems = [p for p in problems if p["type"] != "missing" and p["loc"]]
@@ -109,6 +109,20 @@ def _validate(
         named = "; ".join(_one_problem(model, section, problem) for problem in in_file)
         lines.append(f"{where}: {named}")
     raise ParameterError("; ".join(lines))
+
+
+def _with_words(problems: Sequence[Any]) -> list[Any]:
+    """One problem in place of two where a value may be a number or a word and is neither."""
+    words = {p["loc"][:-1]: p for p in problems if "literal[" in str(p["loc"][-1:])}
+    merged = []
+    for problem in problems:
+        place = problem["loc"][:-1]
+        if place not in words:
+            merged.append(problem)
+        elif problem is not words[place]:
+            said = f"{problem['msg']}, or {words[place]['ctx']['expected']}"
+            merged.append({**problem, "loc": place, "msg": said})
+    return merged
 
 
 def _one_problem(model: type[BaseModel], section: str, problem: Any) -> str:

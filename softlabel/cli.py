@@ -242,8 +242,9 @@ def _flag_type(annotation: Any) -> Any:
     """What typer shall parse for a field: optional ones bare, tuples repeated, dicts as JSON."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
-        (inner,) = [kind for kind in get_args(annotation) if kind is not NoneType]
-        return _flag_type(inner)
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        # A number or a word is told apart by the parameter model.
+        return _flag_type(kinds[0]) if len(kinds) == 1 else str
     if origin is Literal:
         return annotation
     if origin is tuple:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.inference.batch_size import settled_session
 from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
 from softlabel.pipeline.inference.extension import Grown, carry_over, grown
 from softlabel.pipeline.inference.plan import batches, limited, plan_shards
@@ -103,7 +104,7 @@ def _work(params: InferParams, progress: Progress) -> _Work:
     head = task.head(end)
     _check_codec(params, codec, len(task.source.classes))
     inner = choose_inner(params.features, end, task.teachers)
-    session = EnsembleSession(task.teachers, params.device, params.batch_size, inner)
+    session = settled_session(params, task, inner, progress)
     run_teacher = in_class_order(session.run, task.order)
     if head is not None:
         run_teacher = checking_head(run_teacher, head, task.teachers.first.path)
@@ -125,7 +126,7 @@ def _work(params: InferParams, progress: Progress) -> _Work:
         limit=limit,
         execution=session.record.model_copy(update={"pillow": task.source.pillow}),
         layout=params.layout,
-        shards=plan_shards(files, params.batch_size, params.shard_rows),
+        shards=plan_shards(files, session.record.batch_size, params.shard_rows),
     )
     return _Work(task, plan, head, run_teacher)
 
@@ -199,7 +200,7 @@ def _label(
                 finished[shard.name] = carry_over(old, shard, folder, plan, on_batch)
         busy = label_shards(
             plan,
-            params.batch_size,
+            _batch_size(wanted),
             new,
             source,
             run_teacher,
@@ -217,9 +218,7 @@ def _extended(params: InferParams, folder: Path, wanted: Plan) -> Grown | None:
     """What stands and shall be extended; None where all is labelled afresh."""
     if not params.extend:
         return None
-    return grown(
-        folder, wanted, params.batch_size, params.shard_rows, allow_mixed=params.allow_mixed
-    )
+    return grown(folder, wanted, params.shard_rows, allow_mixed=params.allow_mixed)
 
 
 def _new_shards(old: Grown | None, pending: Sequence[ShardPlan]) -> list[ShardPlan]:
@@ -246,7 +245,7 @@ def _try_teacher(
     sample = ShardPlan(name="sample", rows=rows, segments=tuple(spread_rows(files, rows)))
     used = labelled = correct = 0
     rejects: list[Reject] = []
-    for segments in batches(sample, params.batch_size):
+    for segments in batches(sample, _batch_size(plan)):
         slots = read_slots(source, segments, params.on_bad_sample)
         rejects += slots.rejects.values()
         usable = slots.run(run_teacher)
@@ -290,8 +289,13 @@ def _with_prior(
     if plan.identity.tail != "prior" or plan.prior is not None:
         return plan
     progress.say("class prior: from samples of the whole source")
-    prior = sampled_prior(source, run_teacher, params.batch_size, params.k, params.on_bad_sample)
+    prior = sampled_prior(source, run_teacher, _batch_size(plan), params.k, params.on_bad_sample)
     return plan.model_copy(update={"prior": prior})
+
+
+def _batch_size(plan: Plan) -> int:
+    assert plan.execution is not None
+    return plan.execution.batch_size
 
 
 def _check_codec(params: InferParams, codec: CodecName, classes: int) -> None:

@@ -52,9 +52,7 @@ class Grown:
         return self.standing is not None and shard in self.standing.shards
 
 
-def grown(
-    folder: Path, wanted: Plan, batch_size: int, shard_rows: int, *, allow_mixed: bool
-) -> Grown | None:
+def grown(folder: Path, wanted: Plan, shard_rows: int, *, allow_mixed: bool) -> Grown | None:
     """What a run that would make `wanted` afresh does where it shall extend what stands there.
 
     None where nothing stands. The shards that stand come first, those of the source's new shards
@@ -78,7 +76,9 @@ def grown(
         check_same_making(place, standing, wanted.model_copy(update={"shards": standing.shards}))
     known = set(standing.identity.source)
     new = [file for file in wanted.identity.source if file not in known]
-    added = plan_shards(new, batch_size, shard_rows, len(standing.shards))
+    assert wanted.execution is not None
+    size = wanted.execution.batch_size
+    added = plan_shards(new, size, shard_rows, len(standing.shards))
     update = {
         "making": EXTENDED,
         "prior": standing.prior,

@@ -56,7 +56,7 @@ class Task:
         name, width = features or (None, None)
         spec = self.teachers.first.spec
         return Identity(
-            teacher_sha256=tuple(sha for one in self.teachers.members for sha in one.sha256),
+            teacher_sha256=self.teachers.sha256,
             preprocess=spec.preprocess,
             inputs=spec.inputs,
             classes=self.source.classes,

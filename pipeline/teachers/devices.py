@@ -1,11 +1,15 @@
-"""Which processors this machine has, asked without loading torch or ONNX Runtime."""
+"""Which processors and memory this machine has, asked without torch or ONNX Runtime."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import os
 import platform
 from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def cuda_devices() -> tuple[str, ...]:
@@ -35,6 +39,30 @@ def cpu_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process takes; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory() -> float:
+    """Bytes that this process may still take, of the machine and its container; else infinity."""
+    free = [math.inf]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUP / "memory.max").read_text())
+        # What files left in memory goes when it is needed.
+        kept = (CGROUP / "memory.stat").read_text().splitlines()
+        files = sum(int(line.split()[1]) for line in kept if line.startswith("inactive_file "))
+        free.append(limit - int((CGROUP / "memory.current").read_text()) + files)
+    return min(free)
 
 
 def _cuda_name(driver: ctypes.CDLL, index: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from softlabel.pipeline.teachers.teacher import (
     telling_nothing,
 )
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.labelset import Ensemble, Identity, Member
+from softlabel.schemas.labelset import Ensemble, ExecutionRecord, Identity, Member
 from softlabel.schemas.params import Device, InferParams, PlanParams
 from softlabel.schemas.sample import Array, TeacherOutput
 
@@ -43,6 +44,11 @@ class Teachers:
     def first(self) -> Teacher:
         """The teacher in the order of whose classes all of them speak."""
         return self.members[0]
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """Of all files of all teachers."""
+        return tuple(sha for teacher in self.members for sha in teacher.sha256)
 
     @property
     def name(self) -> str:
@@ -118,30 +124,43 @@ def reopen_teachers(paths: Sequence[Path], identity: Identity) -> Teachers:
 class EnsembleSession:
     """Runs all teachers on the same batch, as `TeacherSession` does one.
 
-    record: of the first; where and how they run is the same for all. inner: of a single teacher.
+    inner: of a single teacher.
     """
 
     def __init__(
         self, teachers: Teachers, device: Device, batch_size: int, inner: InnerOutput | None = None
     ) -> None:
-        sessions = [
+        self._teachers = teachers
+        self._sessions = [
             TeacherSession(teacher, device, batch_size, inner) for teacher in teachers.members
         ]
-        self.record = sessions[0].record
-        self.features_width = sessions[0].features_width
-        self._mean = teachers.mean
-        self._runs = [
-            in_class_order(session.run, order)
-            for session, order in zip(sessions, teachers.orders, strict=True)
-        ]
+
+    @property
+    def record(self) -> ExecutionRecord:
+        """Where and how the first one runs, which is the same for all."""
+        return self._sessions[0].record
+
+    def resized(self, batch_size: int) -> EnsembleSession:
+        """The same teachers, loaded once, for batches of another size."""
+        other = copy.copy(self)
+        other._sessions = [session.resized(batch_size) for session in self._sessions]
+        return other
+
+    def features_width(self, samples: Array) -> int:
+        """How many features a sample has, see `TeacherSession.features_width`."""
+        return self._sessions[0].features_width(samples)
 
     def run(self, samples: Array) -> TeacherOutput:
         """What they say of N <= batch samples, see `TeacherSession.run`."""
-        if self._mean is None:
-            return self._runs[0](samples)
-        said = [run(samples).logits.astype(np.float64) for run in self._runs]
+        mean = self._teachers.mean
+        if mean is None:
+            return self._sessions[0].run(samples)
+        said = [
+            in_class_order(session.run, order)(samples).logits.astype(np.float64)
+            for session, order in zip(self._sessions, self._teachers.orders, strict=True)
+        ]
         with np.errstate(invalid="ignore"):  # what is no number is refused by its key
-            return TeacherOutput(narrowed(self._mean.logits(said)))
+            return TeacherOutput(narrowed(mean.logits(said)))
 
 
 def _member(teacher: Teacher, order: tuple[int, ...] | None) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,13 @@ class TeacherSession:
             onnxruntime=onnxruntime.__version__,
             cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
         )
+
+    def resized(self, batch_size: int) -> TeacherSession:
+        """The same teacher, loaded once, for batches of another size."""
+        other = copy.copy(self)
+        other._batch_size = batch_size
+        other.record = self.record.model_copy(update={"batch_size": batch_size})
+        return other
 
     def run(self, samples: Array) -> TeacherOutput:
         """What the teacher says of N <= batch samples.

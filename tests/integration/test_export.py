@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import softlabel
+from softlabel.pipeline.inference.codec_trial import divergences
 from softlabel.pipeline.small_models import conv_net
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.training.student import load_student
@@ -141,6 +142,17 @@ def test_kinds_of_weights(
     assert report["checked_batch_sizes"] == [1, 2, 7]
     assert 0 <= report["max_difference"] <= report["allowed_difference"] < 1e-2
     assert report["bytes"] == Path("out/teacher.onnx").stat().st_size
+
+
+def test_its_soft_targets_are_those_of_pytorch(empty_project: Project, command: Command) -> None:
+    """Mean KL of ONNX Runtime's to PyTorch's in eval mode, on the CPU in float32."""
+    model = conv()
+    export(command, *CONV, *CONV_ARGS, "--weights", save_safetensors(model))
+    pixels = np.random.default_rng(7).integers(0, 256, (256, 12, 10, 3), np.uint8)
+    wanted, got = expected(model, pixels), run_onnx(Path("out/teacher.onnx"), pixels)
+    kl, _ = divergences(wanted, got, 1.0)
+    assert np.ptp(wanted) > 0.1
+    assert kl.mean() <= 1e-9
 
 
 def test_factory_in_the_working_folder(empty_project: Project) -> None:

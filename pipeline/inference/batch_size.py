@@ -1,0 +1,112 @@
+"""The batch size at which teachers are fastest, found by trying powers of two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from softlabel.pipeline.inference.task import Task
+from softlabel.pipeline.labelset.folder import read_plan
+from softlabel.pipeline.labelset.making import plain
+from softlabel.pipeline.progress import Progress
+from softlabel.pipeline.teachers.devices import free_memory, resident_memory
+from softlabel.pipeline.teachers.ensemble import EnsembleSession
+from softlabel.pipeline.teachers.inner import InnerOutput
+from softlabel.schemas.errors import EnvironmentFault
+from softlabel.schemas.params import InferParams
+from softlabel.schemas.sample import Array, RunTeacher
+
+LARGEST = 1024
+# A size counts as faster from this gain on; after two sizes without one, larger ones bring nothing.
+GAIN = 1.05
+PATIENCE = 2
+# Each size is timed for so many seconds, and at least so many runs; the quickest run counts.
+SECONDS = 0.25
+RUNS = 3
+# Of the memory that is free, what the next size may take: the queues hold batches too.
+SHARE = 0.5
+
+
+@dataclass
+class _Best:
+    size: int = 0
+    rate: float = 0.0
+
+
+def settled_session(
+    params: InferParams, task: Task, inner: InnerOutput | None, progress: Progress
+) -> EnsembleSession:
+    """The task's teachers at the batch size of `params`, its record telling what 'auto' came to.
+
+    That is what a run of the same teachers began with in the output folder, else what their graphs
+    insist on, else the fastest.
+    """
+    size = params.batch_size
+    if size == "auto":
+        size = _standing_size(params, task) or _insisted_size(task) or "auto"
+    if size != "auto":
+        return EnsembleSession(task.teachers, params.device, size, inner)
+    session = EnsembleSession(task.teachers, params.device, 1, inner)
+
+    def at_size(size: int) -> RunTeacher:
+        return session.resized(size).run
+
+    return session.resized(fastest_batch_size(at_size, task.blank, task.source.rows, progress))
+
+
+def fastest_batch_size(
+    at_size: Callable[[int], RunTeacher],
+    samples: Callable[[int], Array],
+    rows: int,
+    progress: Progress,
+) -> int:
+    """The smallest power of two, up to 1,024 and `rows`, that no other beats by more than 5 %.
+
+    at_size: the teachers for batches of so many rows. samples: so many of their inputs. Larger
+    sizes are tried for as long as they gain speed, fit half the memory that is free by what the
+    last one took, and the device can run them. Raises EnvironmentFault where it cannot run one row.
+    """
+    best = _Best()
+    losses, size, before = 0, 1, resident_memory()
+    while size <= min(LARGEST, rows) and losses < PATIENCE:
+        try:
+            rate = _rate(at_size(size), samples(size))
+        except EnvironmentFault:
+            if size == 1:
+                raise
+            break
+        if rate > GAIN * best.rate:
+            best, losses = _Best(size, rate), 0
+        else:
+            losses += 1
+        taken = resident_memory() - before
+        if 2 * taken > SHARE * free_memory():
+            break
+        size *= 2
+    progress.say(f"batch size {best.size}: {best.rate:,.0f} samples/s on its own")
+    return best.size
+
+
+def _standing_size(params: InferParams, task: Task) -> int | None:
+    standing = None if params.overwrite else read_plan(plain(params.output))
+    if standing is None or standing.execution is None:
+        return None
+    same = standing.identity.teacher_sha256 == task.teachers.sha256
+    return standing.execution.batch_size if same else None
+
+
+def _insisted_size(task: Task) -> int | None:
+    return next((one.fixed_batch for one in task.teachers.members if one.fixed_batch), None)
+
+
+def _rate(run: RunTeacher, samples: Array) -> float:
+    """Samples a second in the quickest of some runs after a first one."""
+    run(samples)
+    quickest, end, runs = float("inf"), time.perf_counter() + SECONDS, 0
+    while runs < RUNS or time.perf_counter() < end:
+        begin = time.perf_counter()
+        run(samples)
+        quickest = min(quickest, time.perf_counter() - begin)
+        runs += 1
+    return len(samples) / quickest
