@@ -176,6 +176,11 @@ class TrainParams(Record):
     model_args: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the factory (num_classes is given)"
     )
+    weights: Path | None = Field(
+        None,
+        description="weights to start from, a safetensors file or a checkpoint of tensors alone; "
+        "for timm:NAME its pretrained weights too, whose head and first layer are fitted",
+    )
     source: Path = Field(Path("data/train"), description="source to train on")
     validation: Path | None = Field(
         None, description="source whose accuracy and NLL are taken after every epoch"
@@ -229,13 +234,51 @@ class TrainParams(Record):
     )
     epochs: int = Field(20, ge=1, description="passes over the source [epochs]")
     batch_size: int = Field(128, ge=1, description="samples in one step [rows]")
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="optimiser; 'sgd' has Nesterov momentum 0.9"
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that a batch is cut into, for less memory: their gradients make one "
+        "step (what looks across a batch, as batch normalisation and loss 'dist' do, sees a part)",
+    )
+    optimizer: str = Field(
+        "adamw",
+        description="optimiser: a class of torch.optim in small letters; 'sgd' has Nesterov "
+        "momentum 0.9",
+    )
+    optimizer_args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the optimiser"
     )
     learning_rate: Positive = Field(2e-3, description="highest learning rate [per step]")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay [per step]")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="learning rate over the steps; 'cosine' ends at 0"
+    schedule: Literal["constant", "cosine", "linear", "step"] = Field(
+        "cosine",
+        description="learning rate over the steps; 'cosine' and 'linear' end at 0, 'step' falls "
+        "at `step_epochs`",
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="at first the learning rate rises evenly for so long [epochs]"
+    )
+    step_epochs: tuple[int, ...] = Field(
+        (), description="for schedule 'step': epochs before which the learning rate falls"
+    )
+    step_factor: float = Field(
+        0.1, gt=0, lt=1, description="for schedule 'step': what it is multiplied by then"
+    )
+    clip_norm: Positive | None = Field(
+        None, description="largest norm of a step's gradient; longer ones are cut to it"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights over the steps, which is validated "
+        "and published in place of the last weights",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many epochs without a lower validation NLL, and publish the "
+        "weights of the epoch that had the lowest [epochs]",
     )
     mean: tuple[float, ...] = Field(
         (), description="per-channel mean of pictures scaled to 0..1; default: 0.5 each"
@@ -265,7 +308,11 @@ class TrainParams(Record):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
         "32-true", description="arithmetic of the forward pass, in Fabric's words"
     )
-    logger: Literal["dvclive", "none"] = Field(
+    compile: bool = Field(False, description="let torch.compile make the student faster")
+    export_onnx: bool = Field(
+        False, description="write student.onnx too, compared with PyTorch as 'export' does"
+    )
+    logger: Literal["dvclive", "tensorboard", "mlflow", "none"] = Field(
         "dvclive", description="who also writes the curves, beside train.json"
     )
     checkpoint_epochs: int = Field(
@@ -303,6 +350,18 @@ class TrainParams(Record):
     def _soft_losses_need_labels(self) -> TrainParams:
         if self.loss != "hard" and self.labels is None:
             raise ValueError(f"loss is {self.loss!r} and labels is not set; give --labels FOLDER")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> TrainParams:
+        if (self.schedule == "step") != bool(self.step_epochs):
+            raise ValueError("schedule 'step' and step_epochs go together; give both or neither")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs:g}, must be below the {self.epochs} epochs"
+            )
+        if self.patience is not None and self.validation is None:
+            raise ValueError("patience needs a validation source; give --validation SOURCE")
         return self
 
 

@@ -156,6 +156,7 @@ class TrainReport(Record):
     """What 'train-student' wrote: the card's folder, the curves and the last epoch's figures.
 
     samples: of an epoch. rejects: those of the source that the label set leaves out.
+    best_epoch: the one whose weights were published where patience chose it, else null.
     """
 
     output: Path
@@ -169,6 +170,7 @@ class TrainReport(Record):
     device: str
     seconds: float
     labels_identity_sha256: str | None
+    best_epoch: int | None = None
     history: tuple[EpochRecord, ...]
 
 

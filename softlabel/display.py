@@ -410,12 +410,14 @@ def _kl(report: Any) -> str:
 
 
 def _train(report: Any) -> str:
-    last = report.history[-1]
+    best = report.best_epoch
+    last = report.history[-1 if best is None else best]
     figures = [f"loss {last.loss:.4f}", f"training accuracy {last.train_accuracy:.2%}"]
     if last.validation_accuracy is not None:
         figures.append(f"validation accuracy {last.validation_accuracy:.2%}")
+    which = "" if best is None else f" (epoch {best} of {len(report.history)}, counted from 0)"
     return (
-        f"wrote {report.output}: {', '.join(figures)}\n"
+        f"wrote {report.output}: {', '.join(figures)}{which}\n"
         f"{report.steps:,} steps over {report.samples:,} samples in {report.seconds:.1f} s "
         f"on {report.device}"
     )

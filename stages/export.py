@@ -27,7 +27,7 @@ from softlabel.pipeline.teachers.models import (
 from softlabel.pipeline.teachers.timm_config import timm_preprocessing
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import ParameterError
-from softlabel.schemas.labelset import Segment, sha256_of
+from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.params import ExportParams
 from softlabel.schemas.reports import ExportReport
 from softlabel.schemas.sample import Array
@@ -130,7 +130,5 @@ def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array,
         random = np.random.default_rng(0)
         return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
     source = open_source(params.samples).framed(preprocess.framing, params.model)
-    first = next(file for file in source.files if file.rows)
-    segment = Segment(source=first.name, first=0, rows=min(rows, first.rows))
-    pixels = source.read([segment]).inputs
+    pixels = source.first(rows).inputs
     return np.resize(pixels, (rows, *preprocess.shape)), f"samples of {params.samples}"

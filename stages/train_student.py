@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from lightning_fabric import Fabric
 
 from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.progress import Progress, Quiet
-from softlabel.pipeline.publish import make_folder, publish_bytes, remove_temporaries
+from softlabel.pipeline.publish import file_sha256, make_folder, publish_bytes, remove_temporaries
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import (
     PictureModel,
@@ -22,17 +20,21 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     weights_bytes,
 )
-from softlabel.pipeline.training.cards import CARD_FILE, TRAIN_FILE, WEIGHTS_FILE
+from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
-from softlabel.pipeline.training.curves import dvclive_curves
+from softlabel.pipeline.training.curves import curves
 from softlabel.pipeline.training.fabric import device_name, make_fabric
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
 from softlabel.pipeline.training.loop import train
+from softlabel.pipeline.training.optimizing import make_optimizer
+from softlabel.pipeline.training.student import student_onnx
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+
+PARITY_ROWS = 16
 
 
 def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
@@ -46,6 +48,8 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
     model = _picture_model(params, inputs.source)
+    # Refuses what it does not take before anything is written or removed.
+    make_optimizer(params, model)
     folder = params.output / f"{params.run}-{params.seed}" if params.run else params.output
     make_folder(folder)
     with lease(folder):
@@ -62,8 +66,10 @@ def _train(
     progress: Progress,
     begin: float,
 ) -> TrainReport:
-    checkpoints = open_checkpoints(folder, params, inputs.identities)
-    (folder / CARD_FILE).unlink(missing_ok=True)
+    start = params.weights and file_sha256(params.weights)
+    checkpoints = open_checkpoints(folder, params, inputs.identities | {"weights file": start})
+    for name in (CARD_FILE, ONNX_FILE):
+        (folder / name).unlink(missing_ok=True)
     samples = inputs.samples
     steps = math.ceil(samples.rows / params.batch_size)
     progress.say(f"{params.model}, {count_parameters(model):,} parameters, {device_name(fabric)}")
@@ -72,14 +78,14 @@ def _train(
         progress.say(f"{folder}: goes on after {done:,} of {steps * params.epochs:,} steps")
     progress.start(folder.name, params.epochs, "epochs")
     history: list[EpochRecord] = []
-    with _curves(params, folder) as log:
+    with curves(params, folder) as log:
 
         def on_epoch(record: EpochRecord) -> None:
             history.append(record)
             log(record)
             progress.advance(1)
 
-        train(
+        best_epoch = train(
             params,
             fabric,
             model,
@@ -100,10 +106,11 @@ def _train(
         parameters=count_parameters(model),
         samples=samples.rows,
         rejects=inputs.source.rows - samples.rows,
-        steps=steps * params.epochs,
+        steps=steps * len(history),
         device=device_name(fabric),
         seconds=time.perf_counter() - begin,
         labels_identity_sha256=inputs.labels.identity if inputs.labels else None,
+        best_epoch=best_epoch,
         history=tuple(history),
     )
     _publish(params, inputs, model, folder, report)
@@ -121,18 +128,12 @@ def _picture_model(params: TrainParams, source: Source) -> PictureModel:
                 f"train: {name} has {len(values)} values, the pictures of {params.source} have "
                 f"{channels} channels; give one each"
             )
-    inner = build_model(params.model, params.model_args, len(source.classes), channels)
+    inner = build_model(
+        params.model, params.model_args, len(source.classes), channels, params.weights
+    )
     model = PictureModel(inner, mean, std)
     check_fits(model, params.model, source.shape, len(source.classes))
     return model
-
-
-def _curves(
-    params: TrainParams, folder: Path
-) -> contextlib.AbstractContextManager[Callable[[EpochRecord], None]]:
-    if params.logger == "dvclive":
-        return dvclive_curves(folder)
-    return contextlib.nullcontext(lambda record: None)
 
 
 def _publish(
@@ -167,6 +168,9 @@ def _publish(
         label_smoothing=params.label_smoothing,
         labels_identity_sha256=report.labels_identity_sha256,
     )
+    if params.export_onnx:
+        first = inputs.source.reopen().first(PARITY_ROWS).inputs
+        publish_bytes(folder / ONNX_FILE, student_onnx(card, model, first))
     publish_bytes(folder / WEIGHTS_FILE, weights)
     publish_bytes(folder / TRAIN_FILE, report_json(report))
     publish_bytes(folder / CARD_FILE, report_json(card))

@@ -299,6 +299,11 @@ class Source:
             raise DataError(f"{self.place(next(holders))}: key {keys[row].as_py()!r}: {reason}")
         return pixels
 
+    def first(self, rows: int) -> SampleBlock:
+        """The first samples, as many as the first shard with any has, at most `rows`."""
+        file = next(file for file in self.files if file.rows)
+        return self.read([Segment(source=file.name, first=0, rows=min(rows, file.rows))])
+
     def keys(self, segments: Sequence[Segment]) -> pa.StringArray:
         """The keys of `segments`, one after the other; pictures stay unread."""
         parts = [

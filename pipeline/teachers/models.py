@@ -38,13 +38,18 @@ class PictureModel(nn.Module):
 
 
 def build_model(
-    reference: str, model_args: Mapping[str, Any], num_classes: int, channels: int
+    reference: str,
+    model_args: Mapping[str, Any],
+    num_classes: int,
+    channels: int,
+    weights: Path | None = None,
 ) -> nn.Module:
-    """The model that `reference` names, freshly initialised.
+    """The model that `reference` names, freshly initialised or filled from the file `weights`.
 
     `package.module:function` is called with `num_classes` and `model_args`; `timm:NAME` and
-    `torchvision:NAME` come from those libraries without pretrained weights. Raises
-    ParameterError, and EnvironmentFault where the library is not installed.
+    `torchvision:NAME` come from those libraries and load nothing by themselves. `weights` are of
+    this very model; `timm:NAME` fits those of another number of classes or channels. Raises
+    ParameterError, EnvironmentFault where the library is not installed, and as `load_weights`.
     """
     source, _, name = reference.partition(":")
     if not name:
@@ -53,7 +58,7 @@ def build_model(
         )
     arguments = {"num_classes": num_classes} | dict(model_args)
     if source == "timm":
-        factory = _timm_factory(name, channels)
+        factory = _timm_factory(name, channels, weights)
     elif source == "torchvision":
         factory = _torchvision_factory(name)
     else:
@@ -69,6 +74,8 @@ def build_model(
         raise ParameterError(
             f"model {reference!r}: gave a {type(model).__name__}, must be a torch.nn.Module"
         )
+    if weights is not None and source != "timm":
+        load_weights(model, weights)
     return model
 
 
@@ -111,8 +118,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     A checkpoint may be the state dict itself or hold it under `state_dict` or `model`.
     Raises ParameterError where the file is missing, DataError where it does not fit the model.
     """
-    if not path.is_file():
-        raise ParameterError(f"{path}: no such weights file; pass --weights FILE")
     state = _read_state(path)
     try:
         model.load_state_dict(state)
@@ -131,6 +136,8 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ParameterError(f"{path}: no such weights file; pass --weights FILE")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -155,11 +162,14 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return checkpoint  # type: ignore[no-any-return]
 
 
-def _timm_factory(name: str, channels: int) -> Callable[..., Any]:
+def _timm_factory(name: str, channels: int, weights: Path | None) -> Callable[..., Any]:
     timm = library("timm", name)
+    given: dict[str, Any] = {"in_chans": channels, "pretrained": weights is not None}
+    if weights is not None:
+        given["pretrained_cfg_overlay"] = {"state_dict": _read_state(weights)}
 
     def create(**arguments: Any) -> Any:
-        return timm.create_model(name, **{"in_chans": channels, "pretrained": False} | arguments)
+        return timm.create_model(name, **given | arguments)
 
     return create
 

@@ -13,6 +13,7 @@ from softlabel.schemas.reports import StudentCard
 CARD_FILE = "student.json"
 WEIGHTS_FILE = "student.safetensors"
 TRAIN_FILE = "train.json"
+ONNX_FILE = "student.onnx"
 
 
 def read_card(path: Path) -> StudentCard:

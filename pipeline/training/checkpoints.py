@@ -25,8 +25,8 @@ CHECKPOINT_FILE = "training.checkpoint"
 DIGEST_BYTES = 32
 # Parameters that may change between a run and its continuation.
 FREE = {
-    "checkpoint_epochs", "checkpoint_steps", "device", "if_different", "logger", "output",
-    "overwrite", "run", "runs",
+    "checkpoint_epochs", "checkpoint_steps", "compile", "device", "export_onnx", "if_different",
+    "logger", "output", "overwrite", "run", "runs",
 }  # fmt: skip
 
 
@@ -84,6 +84,9 @@ class Checkpoints:
                 f"{self.path}: the checkpoint cannot be written: {error.strerror}; the one before "
                 "stands, make room and run the same command again"
             ) from error
+
+
+NO_CHECKPOINTS = Checkpoints(Path(), {}, every_epochs=0, every_steps=0)
 
 
 def open_checkpoints(folder: Path, params: TrainParams, inputs: Mapping[str, Any]) -> Checkpoints:

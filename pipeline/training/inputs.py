@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ class TrainingInputs:
     fitted_temperature: float
 
     @property
-    def identities(self) -> Mapping[str, Any]:
+    def identities(self) -> dict[str, Any]:
         """What tells these inputs from others under the same names, JSON values."""
         validation = self.validation and _fingerprint(self.validation.source)
         return {

@@ -13,6 +13,7 @@ do not change theirs all at once.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ class TrainingBatch:
     labels: npt.NDArray[np.int64]
     teacher: npt.NDArray[np.floating] | None
     sparse: SparseTargets | None = None
+
+    def parts(self, number: int) -> Iterator[TrainingBatch]:
+        """The batch in so many even parts, or in as many as it has samples."""
+        bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)
+        for first, end in itertools.pairwise(bounds.tolist()):
+            yield TrainingBatch(
+                self.keys.slice(first, end - first),
+                self.pixels[first:end],
+                self.labels[first:end],
+                None if self.teacher is None else self.teacher[first:end],
+                None if self.sparse is None else self.sparse.take(np.arange(first, end)),
+            )
 
 
 @dataclass(frozen=True, slots=True)

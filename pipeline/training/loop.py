@@ -9,7 +9,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softlabel.pipeline.prefetch import prefetch
-from softlabel.pipeline.training.checkpoints import Checkpoints
+from softlabel.pipeline.training.averaging import Judged
+from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
 from softlabel.pipeline.training.distillation import distillation_terms, soft_term
 from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.means import EpochMeans
@@ -35,59 +36,68 @@ def train(
     validation: Validation | None,
     on_epoch: Callable[[EpochRecord], None],
     fitted_temperature: float = 1.0,
-    checkpoints: Checkpoints | None = None,
-    on_batch: Callable[[TrainingBatch, Tensor], None] | None = None,
-) -> None:
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
+    on_batch: Callable[[TrainingBatch, Tensor], None] = lambda batch, logits: None,
+) -> int | None:
     """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]`.
 
     `batches(epoch, first)` gives the epoch's batches from number `first` on; `on_epoch` hears of
-    every finished epoch, of those before a checkpoint too, and `on_batch` of every batch trained
-    on, with the student's logits. `fitted_temperature` divides the teacher's logits alone, before
-    T divides both sides. Raises DataError where the loss is not finite.
+    every finished epoch, of those before a checkpoint too, and `on_batch` of every part of a batch
+    trained on, with the student's logits. `fitted_temperature` divides the teacher's logits alone,
+    before T divides both sides.
+
+    Returns the epoch whose weights the model has in the end; None for the last, or their average.
+    Raises ParameterError, and DataError where the loss is not finite.
     """
     optimizer = make_optimizer(params, model)
-    schedule = make_schedule(params, optimizer, params.epochs * steps_per_epoch)
-    means = EpochMeans()
+    schedule = make_schedule(params, optimizer, steps_per_epoch)
+    wrapped, stepper = fabric.setup(_compiled(params, model), optimizer)
+    means, judged = EpochMeans(), Judged(params, model)
     state = TrainingState(
-        {
-            "model": model,
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "precision": fabric.strategy.precision,
-            "means": means,
-        }
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=fabric.strategy.precision,
+        means=means,
+        judged=judged,
     )
-    wrapped, stepper = fabric.setup(model, optimizer)
-    if checkpoints is not None:
-        checkpoints.restore(state)
+    checkpoints.restore(state)
     for record in state.history:
         on_epoch(record)
-    while state.epoch < params.epochs:
+    while state.epoch < params.epochs and not judged.enough(state.epoch):
         wrapped.train()
         term = soft_term(params, state.epoch)
         if state.step == 0:
             means.begin(float(schedule.get_last_lr()[0]))
         for batch in prefetch(batches(state.epoch, state.step), BATCHES_AHEAD, "batches"):
-            labels = fabric.to_device(torch.from_numpy(batch.labels))
-            student = wrapped(fabric.to_device(torch.from_numpy(batch.pixels)))
-            teacher = _teacher(fabric, batch, fitted_temperature)
-            terms = distillation_terms(params, term, student.float(), teacher, labels)
             stepper.zero_grad()
-            fabric.backward(terms.total)
+            for part in batch.parts(params.accumulate):
+                labels = fabric.to_device(torch.from_numpy(part.labels))
+                student = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
+                teacher = _teacher(fabric, part, fitted_temperature)
+                terms = distillation_terms(params, term, student.float(), teacher, labels)
+                fabric.backward(terms.total * (len(part.labels) / len(batch.labels)))
+                means.add(terms, student, labels)
+                on_batch(part, student.detach())
+            if params.clip_norm is not None:
+                fabric.clip_gradients(wrapped, stepper, max_norm=params.clip_norm)
             stepper.step()
             schedule.step()
-            means.add(terms, student, labels)
-            if on_batch is not None:
-                on_batch(batch, student.detach())
+            judged.after_step()
             state.step += 1
-            if checkpoints is not None:
-                checkpoints.after_step(state, state.epoch * steps_per_epoch + state.step)
+            checkpoints.after_step(state, state.epoch * steps_per_epoch + state.step)
         record = means.record(state.epoch)
-        record = record.model_copy(update=validate(wrapped, fabric, validation))
+        record = record.model_copy(update=validate(judged.model, fabric, validation))
+        judged.after_epoch(record)
         state.end_epoch(record)
-        if checkpoints is not None:
-            checkpoints.after_epoch(state)
+        checkpoints.after_epoch(state)
         on_epoch(record)
+    judged.settle()
+    return judged.best_epoch
+
+
+def _compiled(params: TrainParams, model: nn.Module) -> nn.Module:
+    return torch.compile(model) if params.compile else model  # type: ignore[return-value]
 
 
 def _teacher(

@@ -27,11 +27,11 @@ class TrainingState:
     epochs. parts: whatever has a state of its own, by name.
     """
 
-    def __init__(self, parts: Mapping[str, Stateful]) -> None:
+    def __init__(self, **parts: Stateful) -> None:
         self.epoch = 0
         self.step = 0
         self.history: list[EpochRecord] = []
-        self._parts = dict(parts) | {"generators": Generators()}
+        self._parts = parts | {"generators": Generators()}
 
     def end_epoch(self, record: EpochRecord) -> None:
         """The epoch is done; the next begins with its first batch."""

@@ -58,7 +58,7 @@ def predict(
             rows = min(batch_size, file.rows - first)
             samples = source.read([Segment(source=file.name, first=first, rows=rows)])
             pixels = torch.from_numpy(samples.inputs.copy())
-            with torch.no_grad():
+            with torch.no_grad(), fabric.autocast():
                 logits = model(fabric.to_device(pixels)).float().cpu()
             labels = samples.hard_labels().astype("int64")
             yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)

@@ -1,0 +1,152 @@
+"""What a step does, on ten samples and a linear model: by hand, or against plain PyTorch."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from softlabel.pipeline.training import loop
+from softlabel.pipeline.training.fabric import make_fabric
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.loop import train
+from softlabel.schemas.params import TrainParams
+from softlabel.schemas.reports import EpochRecord
+
+ROWS, CLASSES, STEPS = 10, 3, 2
+
+
+def parameters(**changed: Any) -> TrainParams:
+    fixed = {
+        "model": "a:b",
+        "loss": "kd",
+        "labels": "labels",
+        "optimizer": "sgd",
+        "optimizer_args": {"momentum": 0, "nesterov": False},
+    }
+    usual = {"learning_rate": 0.5, "weight_decay": 0, "schedule": "constant", "epochs": 3}
+    return TrainParams.model_validate(fixed | usual | changed)
+
+
+class Linear(nn.Module):
+    """Logits of one-pixel pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(CLASSES, 4, generator=generator))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).float() / 255 @ self.weight.T
+
+
+def batches(epoch: int, first: int) -> Iterator[TrainingBatch]:
+    random = np.random.default_rng(epoch)
+    for step in range(STEPS):
+        pixels = random.integers(0, 256, (ROWS, 2, 2, 1), np.uint8)
+        labels = random.integers(0, CLASSES, ROWS, np.int64)
+        keys = pa.array([f"{step}-{row}" for row in range(ROWS)])
+        teacher = random.normal(size=(ROWS, CLASSES)).astype(np.float32)
+        if step >= first:
+            yield TrainingBatch(keys, pixels, labels, teacher)
+
+
+def trained(params: TrainParams, **more: Any) -> tuple[Tensor, list[EpochRecord]]:
+    """The final weights and the curve."""
+    model, records = Linear(), list[EpochRecord]()
+    fabric = make_fabric("cpu", "32-true")
+    train(params, fabric, model, batches, STEPS, None, records.append, **more)
+    return model.weight.detach().clone(), records
+
+
+def figures(record: EpochRecord) -> dict[str, float]:
+    return record.model_dump(exclude_none=True)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_accumulation_changes_nothing_but_memory(loss: str) -> None:
+    weights, records = trained(parameters(loss=loss))
+    sizes: list[int] = []
+    parts, curve = trained(
+        parameters(loss=loss, accumulate=4),
+        on_batch=lambda batch, logits: sizes.append(len(batch.keys)),
+    )
+    assert sizes == [2, 3, 2, 3] * STEPS * 3
+    torch.testing.assert_close(parts, weights)
+    for one, other in zip(curve, records, strict=True):
+        assert figures(one) == pytest.approx(figures(other), rel=1e-5)
+
+
+def test_more_parts_than_samples_are_as_many_as_there_are() -> None:
+    weights, _ = trained(parameters(accumulate=99))
+    torch.testing.assert_close(weights, trained(parameters())[0])
+
+
+def test_a_long_gradient_is_cut_to_the_norm() -> None:
+    one_step = parameters(epochs=1, learning_rate=1.0, clip_norm=0.01)
+    only = functools.partial(train, one_step, make_fabric("cpu", "32-true"))
+    model = Linear()
+    before = model.weight.detach().clone()
+    only(model, lambda epoch, first: iter(list(batches(0, 1))), 1, None, lambda record: None)
+    assert float((model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_average_follows_the_weights_from_the_first_step_on() -> None:
+    seen: list[Tensor] = []
+    model = Linear()
+    fabric = make_fabric("cpu", "32-true")
+
+    def keep(batch: TrainingBatch, logits: Tensor) -> None:
+        seen.append(model.weight.detach().clone())
+
+    train(parameters(), fabric, model, batches, STEPS, None, lambda r: None, on_batch=keep)
+    after_steps = [*seen[1:], model.weight.detach()]
+    average = after_steps[0]
+    for weights in after_steps[1:]:
+        average = 0.8 * average + 0.2 * weights
+    torch.testing.assert_close(trained(parameters(ema=0.8))[0], average)
+
+
+def test_patience_stops_and_the_best_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.9, 0.5, 0.7, 0.5, 0.4])
+    monkeypatch.setattr(
+        loop,
+        "validate",
+        lambda *_: {"validation_accuracy": 0.5, "validation_nll": next(figures)},
+    )
+    patient = parameters(epochs=5, patience=2, validation=Path("somewhere"))
+    weights, records = trained(patient)
+    assert [record.validation_nll for record in records] == [0.9, 0.5, 0.7, 0.5]
+    monkeypatch.undo()
+    torch.testing.assert_close(weights, trained(parameters(epochs=2))[0], rtol=0, atol=0)
+
+
+def test_compiled_it_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    compiler = torch.compile
+
+    def eager(model: nn.Module, **options: Any) -> Any:
+        calls.append(model)
+        return compiler(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    weights, _ = trained(parameters(compile=True))
+    assert calls
+    torch.testing.assert_close(weights, trained(parameters())[0])
+
+
+def test_parts_of_a_batch_keep_what_belongs_together() -> None:
+    (batch, _) = batches(0, 0)
+    parts = list(batch.parts(3))
+    assert [len(part.keys) for part in parts] == [3, 3, 4]
+    for field in dataclasses.fields(batch):
+        whole = getattr(batch, field.name)
+        if whole is not None:
+            joined = [row for part in parts for row in getattr(part, field.name).tolist()]
+            assert joined == whole.tolist()
