@@ -38,13 +38,14 @@ class DistillationBatch(NamedTuple):
 
     pixels: uint8 `[N, channels, height, width]`, channels last in memory, or what the transform
     made of each, stacked. targets: for `DistillationLoss`; None without a label set. hard_labels:
-    int64 `[N]`.
+    int64 `[N]`. seen: how many samples of the epoch all ranks together have had with this step.
     """
 
     pixels: Tensor
     targets: Targets | None
     hard_labels: Tensor
     keys: list[str]
+    seen: int
 
 
 class DatasetState(Record):
@@ -126,20 +127,19 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         if _at_least(0, "epoch", epoch) != self.epoch:
             self._place.copy_(torch.tensor([epoch, 0]))
 
-    def state_dict(self, batches: int) -> dict[str, Any]:
-        """What `load_state_dict` takes to go on after so many batches of this epoch.
+    def state_dict(self, seen: int) -> dict[str, Any]:
+        """What `load_state_dict` takes to go on after so many samples of this epoch.
 
-        batches: how many this rank's loop has taken from its iterator: counted there, for
-        workers are ahead of it. The state is the same on all ranks, JSON, and serves any number
-        of ranks and workers and any batch size. Raises ParameterError.
+        seen: `batch.seen` of the last batch trained on; a `DataLoader` reads ahead of the loop, so
+        only the loop knows it. The state is the same on all ranks, JSON, and serves any number of
+        ranks and workers and any batch size. Raises ParameterError.
         """
-        steps = self._steps()
-        if not 0 <= batches <= len(steps):
+        if not 0 <= seen <= self._rows:
             raise ParameterError(
-                f"DistillationDataset: batches must be from 0 to {len(steps)}, what is left of "
-                f"epoch {self.epoch}; got {batches}"
+                f"DistillationDataset: seen must be from 0 to {self._rows}, the samples of an "
+                f"epoch; got {seen}"
             )
-        return self._state(self.epoch, steps.position(batches)).model_dump()
+        return self._state(self.epoch, seen).model_dump()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a run stood: the next iteration gives what its epoch had left.
@@ -187,8 +187,9 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         batches = joined.batches(self._seed, epoch, self._shuffle_rows, spans)
         if worker is None:
             batches = prefetch(batches, BATCHES_AHEAD, "batches")
-        for span, batch in zip(spans, batches, strict=True):
-            yield self._tensors(batch, epoch, span.first)
+        numbers = itertools.count(first, step)
+        for number, span, batch in zip(numbers, spans, batches, strict=False):
+            yield self._tensors(batch, epoch, span.first, steps.position(number + 1))
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays here; a rank that is known here may not be known in a worker.
@@ -203,7 +204,9 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         labels = None if self._labels is None else self._labels.reopen()
         return JoinedSamples(source, labels, self._temperature)
 
-    def _tensors(self, batch: JoinedBatch, epoch: int, position: int) -> DistillationBatch:
+    def _tensors(
+        self, batch: JoinedBatch, epoch: int, position: int, seen: int
+    ) -> DistillationBatch:
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
         if self._transform is not None:
             pixels = self._transformed(pixels, self._transform, epoch, position)
@@ -211,7 +214,7 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         if batch.block is not None:
             targets = stored_targets(batch.block, self._temperature, spread=self._spread)
         labels = torch.from_numpy(batch.labels)
-        return DistillationBatch(pixels, targets, labels, batch.keys.to_pylist())
+        return DistillationBatch(pixels, targets, labels, batch.keys.to_pylist(), seen)
 
     def _transformed(
         self, pixels: Tensor, transform: Transform, epoch: int, position: int
