@@ -110,13 +110,15 @@ class Identity(Record):
     teacher_sha256: of the teacher's file and of each with its external data; of all teachers of an
     ensemble, whose first one's are preprocess, output, output_kind and probability_floor, and whose
     outputs class_map numbers. ensemble: null for a single teacher. inputs: the named numbers that
-    teachers of tables take, in place of `preprocess`.
+    teachers of tables take, in place of `preprocess`. Of a label memory, teacher_sha256 is of the
+    training's settings.
     probability_floor: what smaller probabilities were taken for, where the teacher gave those.
     class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
     of the stored inner output, null without one; features_output: its name in the teacher's graph.
     positions: a row is a sequence of positions.
+    epoch: of a label memory, the epoch from 0 at whose end it was published.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -140,6 +142,7 @@ class Identity(Record):
     features: int | None = None
     features_output: str | None = None
     positions: bool = False
+    epoch: int | None = None
     derived: Derivation | None = None
 
     @model_validator(mode="after")
@@ -197,7 +200,7 @@ class ShardPlan(Record):
 class Making(Record):
     """Which command made a set, and how to type it again; paths stay out of it."""
 
-    verb: Literal["infer", "convert", "merge"]
+    verb: Literal["infer", "convert", "merge", "train-student"]
     command: str
 
 

@@ -32,6 +32,8 @@ def why_not_replayed(manifest: Manifest) -> str | None:
     if derived is not None and derived.mean is not None:
         members = len(derived.weights)
         return f"not replayed: made by merge from {members} label sets; verify each of those"
+    if manifest.identity.epoch is not None:
+        return "not replayed: a student said these while it trained; no file can be asked again"
     if manifest.identity.views > 1 or manifest.identity.positions:
         return "not replayed: views and sequences cannot be made again from a source of pictures"
     return None
