@@ -168,7 +168,7 @@ class PrepareParams(Record):
 
 
 class TrainParams(Record):
-    """Train a model from hard labels or from stored soft labels."""
+    """Train a model from hard labels, stored soft labels, its own predictions or its peers'."""
 
     model: str = Field(
         description="model factory: package.module:function, timm:NAME or torchvision:NAME"
@@ -191,7 +191,29 @@ class TrainParams(Record):
         "'dkd' decoupled, 'dist' correlations, 'mse' of centred logits, 'reverse-kl', "
         "'js' Jensen-Shannon",
     )
-    labels: Path | None = Field(None, description="label set folder, for every loss but 'hard'")
+    targets: Literal["stored", "self", "peers"] = Field(
+        "stored",
+        description="where soft targets come from: a 'stored' label set; 'self', this student in "
+        "the epoch before (PS-KD: T is 1, and the soft weight rises in equal steps to "
+        "`soft_weight` in the last epoch); 'peers', the mean of the other members (codistillation)",
+    )
+    labels: Path | None = Field(
+        None,
+        description="label set folder, for every loss but 'hard'; with targets 'self' what the "
+        "first epoch learns from, by default the hard labels",
+    )
+    members: int = Field(
+        1, ge=1, description="students that are trained in turn, with seeds from `seed` on"
+    )
+    burn_in: int = Field(
+        1, ge=1, description="of targets 'peers': first epochs, without a teacher [epochs]"
+    )
+    exchange_epochs: int = Field(
+        1,
+        ge=1,
+        description="of targets 'peers': a member publishes its predictions after every so many "
+        "epochs, so they grow as old as that [epochs]",
+    )
     soft_weight: float = Field(
         0.9, ge=0, le=1, description="weight a of the soft term: (1-a) H(y',s) + a T^2 H(t_T,s_T)"
     )
@@ -347,9 +369,47 @@ class TrainParams(Record):
     )
 
     @model_validator(mode="after")
-    def _soft_losses_need_labels(self) -> TrainParams:
-        if self.loss != "hard" and self.labels is None:
-            raise ValueError(f"loss is {self.loss!r} and labels is not set; give --labels FOLDER")
+    def _soft_losses_need_targets(self) -> TrainParams:
+        if self.targets == "stored":
+            if self.loss != "hard" and self.labels is None:
+                raise ValueError(
+                    f"loss is {self.loss!r} and labels is not set; give --labels FOLDER"
+                )
+        elif self.loss == "hard":
+            raise ValueError(f"targets are {self.targets!r} and loss is 'hard'; give --loss kd")
+        elif self.calibration is not None:
+            raise ValueError(f"calibration is of stored labels, and targets are {self.targets!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _self_is_the_papers(self) -> TrainParams:
+        if self.targets != "self":
+            return self
+        if self.loss != "kd" or self.standardise:
+            raise ValueError("targets 'self' go with loss 'kd' and without standardise")
+        told = {"temperature_end", "soft_weight_end"} & self.model_fields_set
+        if told or ("temperature" in self.model_fields_set and self.temperature != 1):
+            raise ValueError(
+                "targets 'self' are taken at T = 1, and soft_weight rises to its value in the last "
+                "epoch; leave temperature, temperature_end and soft_weight_end out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_several(self) -> TrainParams:
+        if (self.targets == "peers") != (self.members > 1):
+            raise ValueError(
+                f"targets are {self.targets!r} and members {self.members}; targets 'peers' need "
+                "two members or more, and several members need targets 'peers'"
+            )
+        if self.targets == "peers" and self.labels is not None:
+            raise ValueError("targets 'peers' need no labels; leave labels out")
+        if self.targets == "peers" and self.patience is not None:
+            raise ValueError("targets 'peers' go together to the last epoch; leave patience out")
+        if self.targets == "peers" and self.burn_in >= self.epochs:
+            raise ValueError(
+                f"burn_in is {self.burn_in} of {self.epochs} epochs, so no member would ever teach"
+            )
         return self
 
     @model_validator(mode="after")

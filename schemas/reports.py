@@ -139,6 +139,7 @@ class EpochRecord(Record):
     """One epoch: means over its samples. Terms that the loss does not have are null.
 
     soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
+    unseen: where the epoch's predictions were published, the samples that it did not see.
     """
 
     epoch: int
@@ -150,6 +151,7 @@ class EpochRecord(Record):
     train_accuracy: float
     validation_accuracy: float | None = None
     validation_nll: float | None = None
+    unseen: int | None = None
 
 
 class TrainReport(Record):
@@ -157,6 +159,7 @@ class TrainReport(Record):
 
     samples: of an epoch. rejects: those of the source that the label set leaves out.
     best_epoch: the one whose weights were published where patience chose it, else null.
+    peers: what it wrote of the other members, where several taught each other.
     """
 
     output: Path
@@ -172,6 +175,7 @@ class TrainReport(Record):
     labels_identity_sha256: str | None
     best_epoch: int | None = None
     history: tuple[EpochRecord, ...]
+    peers: tuple[TrainReport, ...] = ()
 
 
 class StudentCard(Record):
@@ -194,6 +198,7 @@ class StudentCard(Record):
     std: tuple[float, ...]
     parameters: int
     loss: str
+    targets: str = "stored"
     temperature: float | None
     soft_weight: float | None
     label_smoothing: float

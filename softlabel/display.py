@@ -410,6 +410,10 @@ def _kl(report: Any) -> str:
 
 
 def _train(report: Any) -> str:
+    return "\n".join(_trained(member) for member in (report, *report.peers))
+
+
+def _trained(report: Any) -> str:
     best = report.best_epoch
     last = report.history[-1 if best is None else best]
     figures = [f"loss {last.loss:.4f}", f"training accuracy {last.train_accuracy:.2%}"]

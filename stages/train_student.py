@@ -1,10 +1,12 @@
-"""train-student: a model from hard labels, smoothed labels or a stored label set."""
+"""train-student: a model from hard labels, stored soft labels, its own predictions or peers'."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -23,103 +25,149 @@ from softlabel.pipeline.teachers.models import (
 from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
 from softlabel.pipeline.training.curves import curves
+from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.fabric import device_name, make_fabric
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
-from softlabel.pipeline.training.loop import train
+from softlabel.pipeline.training.members import (
+    Member,
+    begin_together,
+    course_sha256,
+    end_together,
+    exchange_of,
+    steps_per_epoch,
+    train_in_turn,
+)
+from softlabel.pipeline.training.memory import MEMORY_FOLDER, LabelMemory, memory_identity
 from softlabel.pipeline.training.optimizing import make_optimizer
+from softlabel.pipeline.training.state import Generators
 from softlabel.pipeline.training.student import student_onnx
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+from softlabel.schemas.teacher import Preprocess
 
 PARITY_ROWS = 16
 
 
 def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
-    """Train one model and publish its weights, its report and, last, its card.
+    """Train one model, or several that teach each other; publish weights, report and, last, card.
 
-    A run that was stopped goes on from its last checkpoint. Raises ParameterError, DataError,
+    A run that was stopped goes on from its last checkpoints. Raises ParameterError, DataError,
     IdentityError, EnvironmentFault, LeaseHeld.
     """
     begin = time.perf_counter()
+    progress = progress or Quiet()
     inputs = open_inputs(params)
+    students = [_student(own, inputs.source) for own in _of_each_member(params)]
+    with contextlib.ExitStack() as held:
+        members = []
+        for student in students:
+            folder = _folder(student.params)
+            make_folder(folder)
+            held.enter_context(lease(folder))
+            remove_temporaries(folder)
+            members.append(_member(student, inputs, folder))
+        histories = _train(members, inputs, progress)
+        seconds = time.perf_counter() - begin
+        first, *others = (
+            _publish(member, inputs, history, seconds)
+            for member, history in zip(members, histories, strict=True)
+        )
+        end_together(members)
+    return first.model_copy(update={"peers": tuple(others)})
+
+
+def _of_each_member(params: TrainParams) -> list[TrainParams]:
+    """The parameters of each student: they differ in their seeds."""
+    seeds = range(params.seed, params.seed + params.members)
+    return [params.model_copy(update={"seed": seed}) for seed in seeds]
+
+
+def _folder(params: TrainParams) -> Path:
+    if params.run:
+        return params.output / f"{params.run}-{params.seed}"
+    return params.output / f"member-{params.seed}" if params.members > 1 else params.output
+
+
+class _Student(NamedTuple):
+    """A model and what trains it, before anything is written. random: torch's numbers after it."""
+
+    params: TrainParams
+    fabric: Fabric
+    model: PictureModel
+    random: Mapping[str, Any]
+
+
+def _student(params: TrainParams, source: Source) -> _Student:
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
-    model = _picture_model(params, inputs.source)
+    model = _picture_model(params, source)
+    random = Generators().state_dict()
     # Refuses what it does not take before anything is written or removed.
     make_optimizer(params, model)
-    folder = params.output / f"{params.run}-{params.seed}" if params.run else params.output
-    make_folder(folder)
-    with lease(folder):
-        remove_temporaries(folder)
-        return _train(params, inputs, fabric, model, folder, progress or Quiet(), begin)
+    return _Student(params, fabric, model, random)
 
 
-def _train(
-    params: TrainParams,
-    inputs: TrainingInputs,
-    fabric: Fabric,
-    model: PictureModel,
-    folder: Path,
-    progress: Progress,
-    begin: float,
-) -> TrainReport:
+def _member(student: _Student, inputs: TrainingInputs, folder: Path) -> Member:
+    params = student.params
     start = params.weights and file_sha256(params.weights)
     checkpoints = open_checkpoints(folder, params, inputs.identities | {"weights file": start})
     for name in (CARD_FILE, ONNX_FILE):
         (folder / name).unlink(missing_ok=True)
-    samples = inputs.samples
-    steps = math.ceil(samples.rows / params.batch_size)
-    progress.say(f"{params.model}, {count_parameters(model):,} parameters, {device_name(fabric)}")
-    done = checkpoints.steps_done(steps)
-    if done:
-        progress.say(f"{folder}: goes on after {done:,} of {steps * params.epochs:,} steps")
-    progress.start(folder.name, params.epochs, "epochs")
-    history: list[EpochRecord] = []
-    with curves(params, folder) as log:
-
-        def on_epoch(record: EpochRecord) -> None:
-            history.append(record)
-            log(record)
-            progress.advance(1)
-
-        best_epoch = train(
-            params,
-            fabric,
-            model,
-            lambda epoch, first: samples.epoch(
-                params.seed, epoch, params.batch_size, params.shuffle_rows, first
-            ),
-            steps,
-            inputs.validation,
-            on_epoch,
-            inputs.fitted_temperature,
-            checkpoints,
-        )
-    report = TrainReport(
-        output=folder,
-        run=params.run or folder.name,
-        seed=params.seed,
-        loss=params.loss,
-        parameters=count_parameters(model),
-        samples=samples.rows,
-        rejects=inputs.source.rows - samples.rows,
-        steps=steps * len(history),
-        device=device_name(fabric),
-        seconds=time.perf_counter() - begin,
-        labels_identity_sha256=inputs.labels.identity if inputs.labels else None,
-        best_epoch=best_epoch,
-        history=tuple(history),
+    memory = None
+    if exchange_of(params) is not None:
+        seen = _preprocess(params, inputs.source)
+        identity = memory_identity(course_sha256(checkpoints), inputs.source, seen)
+        memory = LabelMemory(folder / MEMORY_FOLDER, identity)
+    return Member(
+        params, folder, student.fabric, student.model, checkpoints, memory, student.random
     )
-    _publish(params, inputs, model, folder, report)
-    checkpoints.remove()
-    return report
+
+
+def _train(
+    members: Sequence[Member], inputs: TrainingInputs, progress: Progress
+) -> list[list[EpochRecord]]:
+    """The epochs of each member."""
+    if not begin_together(members):
+        progress.say("what was said before is gone: all start afresh")
+    params, fabric = members[0].params, members[0].fabric
+    size = count_parameters(members[0].model)
+    progress.say(f"{params.model}, {size:,} parameters, {device_name(fabric)}")
+    steps = steps_per_epoch(params, inputs)
+    for member in members:
+        done = member.checkpoints.steps_done(steps)
+        if done:
+            total = steps * params.epochs
+            progress.say(f"{member.folder}: goes on after {done:,} of {total:,} steps")
+    progress.start(members[0].folder.name, params.epochs * len(members), "epochs")
+    histories: dict[Path, list[EpochRecord]] = {member.folder: [] for member in members}
+    with contextlib.ExitStack() as open_curves:
+        logs = {
+            member.folder: open_curves.enter_context(curves(params, member.folder))
+            for member in members
+        }
+        for member, record in train_in_turn(members, inputs):
+            histories[member.folder].append(record)
+            logs[member.folder](record)
+            progress.advance(1)
+    return list(histories.values())
 
 
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:
-    channels = source.shape[2]
+    seen = _preprocess(params, source)
+    inner = build_model(
+        params.model, params.model_args, len(source.classes), seen.channels, params.weights
+    )
+    model = PictureModel(inner, seen.mean, seen.std)
+    check_fits(model, params.model, source.shape, len(source.classes))
+    return model
+
+
+def _preprocess(params: TrainParams, source: Source) -> Preprocess:
+    """How the student sees the pictures of `source`."""
+    height, width, channels = source.shape
     mean = params.mean or (0.5,) * channels
     std = params.std or (0.5,) * channels
     for name, values in (("mean", mean), ("std", std)):
@@ -128,24 +176,42 @@ def _picture_model(params: TrainParams, source: Source) -> PictureModel:
                 f"train: {name} has {len(values)} values, the pictures of {params.source} have "
                 f"{channels} channels; give one each"
             )
-    inner = build_model(
-        params.model, params.model_args, len(source.classes), channels, params.weights
+    return Preprocess(
+        height=height,
+        width=width,
+        channels=channels,
+        resize=params.resize,
+        interpolation=params.interpolation,
+        mean=mean,
+        std=std,
+        layout="NHWC",
+        in_graph=True,
     )
-    model = PictureModel(inner, mean, std)
-    check_fits(model, params.model, source.shape, len(source.classes))
-    return model
 
 
 def _publish(
-    params: TrainParams,
-    inputs: TrainingInputs,
-    model: PictureModel,
-    folder: Path,
-    report: TrainReport,
-) -> None:
-    weights = weights_bytes(model.model)
-    height, width, channels = inputs.source.shape
+    member: Member, inputs: TrainingInputs, history: Sequence[EpochRecord], seconds: float
+) -> TrainReport:
+    params, folder = member.params, member.folder
+    weights = weights_bytes(member.model.model)
+    seen = _preprocess(params, inputs.source)
     soft = params.loss != "hard"
+    identity = inputs.labels.identity if inputs.labels else None
+    report = TrainReport(
+        output=folder,
+        run=params.run or folder.name,
+        seed=params.seed,
+        loss=params.loss,
+        parameters=count_parameters(member.model),
+        samples=inputs.samples.rows,
+        rejects=inputs.source.rows - inputs.samples.rows,
+        steps=steps_per_epoch(params, inputs) * len(history),
+        device=device_name(member.fabric),
+        seconds=seconds,
+        labels_identity_sha256=identity,
+        best_epoch=member.best_epoch,
+        history=tuple(history),
+    )
     card = StudentCard(
         run=report.run,
         seed=params.seed,
@@ -154,23 +220,19 @@ def _publish(
         weights=WEIGHTS_FILE,
         weights_sha256=sha256_of(weights),
         classes=inputs.source.classes,
-        height=height,
-        width=width,
-        channels=channels,
-        resize=params.resize,
-        interpolation=params.interpolation,
-        mean=tuple(params.mean) or (0.5,) * channels,
-        std=tuple(params.std) or (0.5,) * channels,
+        **seen.model_dump(exclude={"layout", "in_graph"}),
         parameters=report.parameters,
         loss=params.loss,
-        temperature=params.temperature if soft and params.loss != "mse" else None,
+        targets=params.targets,
+        temperature=soft_term(params, 0).temperature if soft and params.loss != "mse" else None,
         soft_weight=params.soft_weight if soft else None,
         label_smoothing=params.label_smoothing,
-        labels_identity_sha256=report.labels_identity_sha256,
+        labels_identity_sha256=identity,
     )
     if params.export_onnx:
         first = inputs.source.reopen().first(PARITY_ROWS).inputs
-        publish_bytes(folder / ONNX_FILE, student_onnx(card, model, first))
+        publish_bytes(folder / ONNX_FILE, student_onnx(card, member.model, first))
     publish_bytes(folder / WEIGHTS_FILE, weights)
     publish_bytes(folder / TRAIN_FILE, report_json(report))
     publish_bytes(folder / CARD_FILE, report_json(card))
+    return report

@@ -35,7 +35,8 @@ class Checkpoints:
     """Writes the checkpoint of one run, and gives back the one that an earlier start left.
 
     course: what decides how the run goes, JSON values by name. every_epochs, every_steps: when
-    one is due; 0 for never.
+    one is due; 0 for never. epoch: the one in which the standing checkpoint goes on, None where
+    there is none.
     """
 
     path: Path
@@ -43,6 +44,12 @@ class Checkpoints:
     every_epochs: int
     every_steps: int
     _standing: Mapping[str, Any] | None = None
+    epoch: int | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any is ever written."""
+        return self.every_epochs > 0 or self.every_steps > 0
 
     def steps_done(self, steps_per_epoch: int) -> int:
         """After how many steps `restore` goes on; 0 where the run starts afresh."""
@@ -69,6 +76,11 @@ class Checkpoints:
         if self.every_epochs and state.epoch % self.every_epochs == 0:
             self._write(state)
 
+    def discard(self) -> None:
+        """Start afresh."""
+        self._standing = self.epoch = None
+        self.remove()
+
     def remove(self) -> None:
         """The result stands: nothing is left to continue."""
         self.path.unlink(missing_ok=True)
@@ -84,6 +96,7 @@ class Checkpoints:
                 f"{self.path}: the checkpoint cannot be written: {error.strerror}; the one before "
                 "stands, make room and run the same command again"
             ) from error
+        self.epoch = state.epoch
 
 
 NO_CHECKPOINTS = Checkpoints(Path(), {}, every_epochs=0, every_steps=0)
@@ -108,7 +121,8 @@ def open_checkpoints(folder: Path, params: TrainParams, inputs: Mapping[str, Any
         standing = None if different else standing["state"]
     if standing is None:
         path.unlink(missing_ok=True)
-    return Checkpoints(path, course, params.checkpoint_epochs, params.checkpoint_steps, standing)
+    every = (params.checkpoint_epochs, params.checkpoint_steps)
+    return Checkpoints(path, course, *every, standing, standing and standing["epoch"])
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

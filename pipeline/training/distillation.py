@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from softlabel.pipeline.training.losses import (
@@ -36,7 +37,11 @@ def soft_term(params: TrainParams, epoch: int) -> SoftTerm:
     """T and a of an epoch counted from 0: from their first values to their last ones.
 
     `linear`: in equal steps; `cosine`: slow at both ends. They stay where no last value is given.
+    With targets `self` T is 1 and `a_t = a_T (t+1) / epochs`, so the last epoch has a_T (Kim et al.
+    2021, whose t counts from 1).
     """
+    if params.targets == "self":
+        return SoftTerm(1.0, params.soft_weight * (epoch + 1) / params.epochs)
     share = epoch / max(1, params.epochs - 1)
     if params.soft_schedule == "cosine":
         share = (1 - math.cos(math.pi * share)) / 2
@@ -98,6 +103,15 @@ def distillation_terms(
     soft = _soft(params, T, student, teacher, labels)
     factor = 1.0 if params.loss == "mse" else T**2
     return LossTerms(mixed(hard, factor * soft, term.weight), hard, soft)
+
+
+def certain(labels: Tensor, like: Tensor) -> Tensor:
+    """Logits `[N, C]`, as `like`, of who is sure of the hard labels int64 `[N]`: 0, else -inf.
+
+    The first teacher of a student that teaches itself (Kim et al. 2021).
+    """
+    nowhere = torch.full_like(like, -torch.inf, requires_grad=False)
+    return nowhere.scatter(1, labels[:, None], 0.0)
 
 
 def _soft(

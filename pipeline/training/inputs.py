@@ -11,6 +11,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.validation import Validation
@@ -77,7 +78,7 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     samples = JoinedSamples(
         source,
         labels,
-        fitted * params.temperature,
+        fitted * soft_term(params, 0).temperature,
         sparse=sparse and params.loss == "kd" and params.tail == "bucket",
     )
     return TrainingInputs(source, labels, samples, validation, fitted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from lightning_fabric import Fabric
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
 from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
-from softlabel.pipeline.training.distillation import distillation_terms, soft_term
+from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
 from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans
 from softlabel.pipeline.training.optimizing import make_optimizer, make_schedule
 from softlabel.pipeline.training.sparse_losses import SparseTeacher
-from softlabel.pipeline.training.state import TrainingState
+from softlabel.pipeline.training.state import Stateful, TrainingState
 from softlabel.pipeline.training.validation import Validation, validate
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import EpochRecord
@@ -34,17 +35,18 @@ def train(
     batches: EpochBatches,
     steps_per_epoch: int,
     validation: Validation | None,
-    on_epoch: Callable[[EpochRecord], None],
     fitted_temperature: float = 1.0,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     on_batch: Callable[[TrainingBatch, Tensor], None] = lambda batch, logits: None,
-) -> int | None:
+    listener: Listener | None = None,
+) -> Generator[EpochRecord, None, int | None]:
     """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]`.
 
-    `batches(epoch, first)` gives the epoch's batches from number `first` on; `on_epoch` hears of
-    every finished epoch, of those before a checkpoint too, and `on_batch` of every part of a batch
-    trained on, with the student's logits. `fitted_temperature` divides the teacher's logits alone,
-    before T divides both sides.
+    Yields every finished epoch, those before a checkpoint too, and stands still until the next one
+    is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
+    `on_batch` hears of every part of a batch trained on, with the student's logits, and `listener`
+    keeps these for later epochs. `fitted_temperature` divides the teacher's logits alone, before T
+    divides both sides.
 
     Returns the epoch whose weights the model has in the end; None for the last, or their average.
     Raises ParameterError, and DataError where the loss is not finite.
@@ -53,6 +55,7 @@ def train(
     schedule = make_schedule(params, optimizer, steps_per_epoch)
     wrapped, stepper = fabric.setup(_compiled(params, model), optimizer)
     means, judged = EpochMeans(), Judged(params, model)
+    heard: dict[str, Stateful] = {} if listener is None else {"listener": listener}
     state = TrainingState(
         model=model,
         optimizer=optimizer,
@@ -60,10 +63,10 @@ def train(
         precision=fabric.strategy.precision,
         means=means,
         judged=judged,
+        **heard,
     )
     checkpoints.restore(state)
-    for record in state.history:
-        on_epoch(record)
+    yield from state.history
     while state.epoch < params.epochs and not judged.enough(state.epoch):
         wrapped.train()
         term = soft_term(params, state.epoch)
@@ -75,10 +78,14 @@ def train(
                 labels = fabric.to_device(torch.from_numpy(part.labels))
                 student = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
                 teacher = _teacher(fabric, part, fitted_temperature)
+                if teacher is None and params.targets == "self":
+                    teacher = certain(labels, student.float())
                 terms = distillation_terms(params, term, student.float(), teacher, labels)
                 fabric.backward(terms.total * (len(part.labels) / len(batch.labels)))
                 means.add(terms, student, labels)
                 on_batch(part, student.detach())
+                if listener is not None:
+                    listener.hear(part, student.detach())
             if params.clip_norm is not None:
                 fabric.clip_gradients(wrapped, stepper, max_norm=params.clip_norm)
             stepper.step()
@@ -89,9 +96,11 @@ def train(
         record = means.record(state.epoch)
         record = record.model_copy(update=validate(judged.model, fabric, validation))
         judged.after_epoch(record)
+        if listener is not None:
+            record = record.model_copy(update={"unseen": listener.end_epoch()})
         state.end_epoch(record)
         checkpoints.after_epoch(state)
-        on_epoch(record)
+        yield record
     judged.settle()
     return judged.best_epoch
 

@@ -10,11 +10,32 @@ import shutil
 from pathlib import Path
 
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.filling import Filling
 from softlabel.schemas.errors import IdentityError
 from softlabel.schemas.labelset import MANIFEST_FILE, Identity
+from softlabel.schemas.teacher import Preprocess
 
+MEMORY_FOLDER = "memory"
 PREFIX = "epoch-"
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+
+
+def memory_identity(training_sha256: str, source: Source, preprocess: Preprocess) -> Identity:
+    """What a memory says of itself: who spoke, of what, as `preprocess` showed it.
+
+    training_sha256: of all that decides the training's course.
+    """
+    return Identity(
+        teacher_sha256=(training_sha256,),
+        preprocess=preprocess,
+        classes=source.classes,
+        output="logits",
+        output_kind="logits",
+        source=source.files,
+        temperatures=TEMPERATURES,
+        codec="dense-f16",
+    )
 
 
 class LabelMemory:
@@ -51,27 +72,37 @@ class LabelMemory:
             )
         return labels
 
+    def holds(self, epoch: int) -> bool:
+        """Whether the set of that epoch is finished."""
+        return (self._place(epoch) / MANIFEST_FILE).is_file()
+
     def last(self, before: int) -> int | None:
         """The last finished epoch before that one; None where there is none."""
-        done = [
-            epoch
-            for epoch in self._epochs()
-            if epoch < before and (self._place(epoch) / MANIFEST_FILE).is_file()
-        ]
+        done = [epoch for epoch in self._epochs() if epoch < before and self.holds(epoch)]
         return max(done, default=None)
 
     def forget(self, before: int) -> None:
         """Delete the sets of the epochs before that one, with their look-up caches."""
         for epoch in self._epochs():
             if epoch < before:
-                place = self._place(epoch)
-                for path in [place, *self.folder.glob(f"{place.name}.*")]:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self._remove_caches(epoch)
+                shutil.rmtree(self._place(epoch))
+
+    def keep_last(self) -> None:
+        """Delete all but the last set: the training is over."""
+        epochs = self._epochs()
+        if epochs:
+            self.forget(before=epochs[-1])
+            self._remove_caches(epochs[-1])
 
     def clear(self) -> None:
         """Forget everything: what an earlier training left."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+    def _remove_caches(self, epoch: int) -> None:
+        for path in self.folder.glob(f"{self._place(epoch).name}.*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _identity_of(self, epoch: int) -> Identity:
         return self._identity.model_copy(update={"epoch": epoch})

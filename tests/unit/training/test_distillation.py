@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from softlabel.pipeline.training.distillation import distillation_terms, soft_term
+from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
 from softlabel.pipeline.training.losses import (
     dist_loss,
     dkd_loss,
@@ -170,3 +170,49 @@ def test_a_bucket_asks_less_than_a_spread_tail(tmp_path: Path) -> None:
 def test_soft_losses_need_labels() -> None:
     with pytest.raises(ValidationError, match="loss is 'dkd' and labels is not set"):
         params(loss="dkd", labels=None)
+
+
+OWN = {"targets": "self", "labels": None}
+PEERS = {"targets": "peers", "labels": None, "members": 2}
+
+
+def test_the_weight_of_own_predictions_rises_to_its_value_in_the_last_epoch() -> None:
+    settings = params(**OWN, soft_weight=0.8, epochs=4)
+    terms = [soft_term(settings, epoch) for epoch in range(4)]
+    assert [term.weight for term in terms] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert {term.temperature for term in terms} == {1.0}
+
+
+def test_the_first_teacher_of_oneself_is_the_hard_label() -> None:
+    student, labels = torch.randn(6, 4, requires_grad=True), torch.randint(0, 4, (6,))
+    settings = params(**OWN, soft_weight=0.8, label_smoothing=0.1)
+    teacher = certain(labels, student)
+    terms = distillation_terms(settings, soft_term(settings, 0), student, teacher, labels)
+    hard, sure = hard_loss(student, labels, 0.1), hard_loss(student, labels)
+    torch.testing.assert_close(terms.total, (1 - 0.16) * hard + 0.16 * sure)
+    terms.total.backward()
+    assert student.grad is not None and bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (OWN | {"loss": "hard"}, "targets are 'self' and loss is 'hard'; give --loss kd"),
+        (OWN | {"loss": "dkd"}, "targets 'self' go with loss 'kd'"),
+        (OWN | {"temperature": 4.0}, "targets 'self' are taken at T = 1"),
+        (OWN | {"soft_weight_end": 0.1}, "leave temperature, temperature_end and soft_weight_end"),
+        (OWN | {"calibration": "c.json"}, "calibration is of stored labels"),
+        (OWN | {"members": 2}, "several members need targets 'peers'"),
+        (PEERS | {"members": 1}, "targets 'peers' need two members or more"),
+        (PEERS | {"labels": "labels"}, "targets 'peers' need no labels"),
+        (PEERS | {"patience": 2, "validation": "data"}, "go together to the last epoch; leave pat"),
+        (PEERS | {"burn_in": 5}, "burn_in is 5 of 5 epochs, so no member would ever teach"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        params(**settings)
+
+
+def test_own_predictions_are_taken_at_temperature_one_even_where_that_is_said() -> None:
+    assert soft_term(params(**OWN, temperature=1), 0).temperature == 1

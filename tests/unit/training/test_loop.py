@@ -59,9 +59,9 @@ def batches(epoch: int, first: int) -> Iterator[TrainingBatch]:
 
 def trained(params: TrainParams, **more: Any) -> tuple[Tensor, list[EpochRecord]]:
     """The final weights and the curve."""
-    model, records = Linear(), list[EpochRecord]()
+    model = Linear()
     fabric = make_fabric("cpu", "32-true")
-    train(params, fabric, model, batches, STEPS, None, records.append, **more)
+    records = list(train(params, fabric, model, batches, STEPS, None, **more))
     return model.weight.detach().clone(), records
 
 
@@ -93,7 +93,7 @@ def test_a_long_gradient_is_cut_to_the_norm() -> None:
     only = functools.partial(train, one_step, make_fabric("cpu", "32-true"))
     model = Linear()
     before = model.weight.detach().clone()
-    only(model, lambda epoch, first: iter(list(batches(0, 1))), 1, None, lambda record: None)
+    list(only(model, lambda epoch, first: iter(list(batches(0, 1))), 1, None))
     assert float((model.weight.detach() - before).norm()) == pytest.approx(0.01, rel=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_the_average_follows_the_weights_from_the_first_step_on() -> None:
     def keep(batch: TrainingBatch, logits: Tensor) -> None:
         seen.append(model.weight.detach().clone())
 
-    train(parameters(), fabric, model, batches, STEPS, None, lambda r: None, on_batch=keep)
+    list(train(parameters(), fabric, model, batches, STEPS, None, on_batch=keep))
     after_steps = [*seen[1:], model.weight.detach()]
     average = after_steps[0]
     for weights in after_steps[1:]:

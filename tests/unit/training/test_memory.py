@@ -139,6 +139,9 @@ def test_only_the_last_set_is_kept(memory: LabelMemory) -> None:
         assert memory.last(epoch + 1) == epoch
         names = {path.name.partition(".")[0] for path in memory.folder.iterdir()}
         assert names == {f"epoch-{epoch:04d}"}
+    memory.labels(2).lookup(["n0"])
+    memory.keep_last()
+    assert [path.name for path in memory.folder.iterdir()] == ["epoch-0002"]
     memory.clear()
     assert memory.last(9) is None
 

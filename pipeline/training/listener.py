@@ -1,0 +1,75 @@
+"""Filling a student's memory while it trains, in the epochs whose predictions are published."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from softlabel.pipeline.training.exchange import Exchange
+from softlabel.pipeline.training.filling import Filling
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.memory import LabelMemory
+from softlabel.schemas.errors import EnvironmentFault
+
+
+class Listener:
+    """Hears what one student says of each batch, and publishes it at an epoch's end.
+
+    Its state is what a training needs to go on with the very same memory.
+    """
+
+    def __init__(self, memory: LabelMemory, exchange: Exchange) -> None:
+        self._memory = memory
+        self._exchange = exchange
+        self._epoch = 0
+        self._shards = 0
+        self._filling: Filling | None = None
+
+    def hear(self, batch: TrainingBatch, logits: Tensor) -> None:
+        """The student's logits `[N, C]` of a batch that it was trained on.
+
+        Raises DataError where one is no number, EnvironmentFault where the disk refuses.
+        """
+        if self._exchange.publishes(self._epoch):
+            with self._writing():
+                self._opened().add(batch.keys, batch.labels, logits.float().cpu().numpy())
+
+    def end_epoch(self) -> int | None:
+        """Publish what was heard; how many samples were not seen, None where nothing was asked.
+
+        Raises DataError where a key was seen twice, EnvironmentFault where the disk refuses.
+        """
+        unseen = None
+        if self._exchange.publishes(self._epoch):
+            with self._writing():
+                unseen = self._opened().publish()
+        self._epoch, self._shards, self._filling = self._epoch + 1, 0, None
+        return unseen
+
+    def state_dict(self) -> dict[str, int]:
+        """What `load_state_dict` takes to go on; all that was heard so far is on disk then."""
+        with self._writing():
+            shards = self._shards if self._filling is None else self._filling.cut()
+        return {"epoch": self._epoch, "shards": shards}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a listener to the same student was."""
+        self._epoch, self._shards, self._filling = state["epoch"], state["shards"], None
+
+    def _opened(self) -> Filling:
+        if self._filling is None:
+            self._filling = self._memory.begin(self._epoch, self._shards)
+        return self._filling
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{error.filename or self._memory.folder}: {error.strerror or error}; mend this "
+                "and run the same command again"
+            ) from error

@@ -1,0 +1,182 @@
+"""The students of a run, an epoch of each in turn: one alone, or several that teach each other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.training.checkpoints import Checkpoints
+from softlabel.pipeline.training.distillation import soft_term
+from softlabel.pipeline.training.exchange import Exchange, taught
+from softlabel.pipeline.training.inputs import TrainingInputs
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.listener import Listener
+from softlabel.pipeline.training.loop import train
+from softlabel.pipeline.training.memory import LabelMemory
+from softlabel.pipeline.training.state import Generators
+from softlabel.schemas.labelset import sha256_of
+from softlabel.schemas.params import TrainParams
+from softlabel.schemas.reports import EpochRecord
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A student, its own parameters and folder, and all that its training needs.
+
+    memory: what it says is kept there, None where nobody asks. random: torch's generators after
+    the model was built; no other member's draws move them. best_epoch: in the end, the one whose
+    weights the model has; None for the last.
+    """
+
+    params: TrainParams
+    folder: Path
+    fabric: Fabric
+    model: PictureModel
+    checkpoints: Checkpoints
+    memory: LabelMemory | None
+    random: Mapping[str, Any]
+    best_epoch: int | None = None
+
+
+def exchange_of(params: TrainParams) -> Exchange | None:
+    """When the run's predictions are published; None where no student hears another or itself."""
+    match params.targets:
+        case "self":
+            return Exchange()
+        case "peers":
+            return Exchange(params.burn_in, params.exchange_epochs)
+    return None
+
+
+def course_sha256(checkpoints: Checkpoints) -> str:
+    """SHA-256 of all that decides the course of a training."""
+    return sha256_of(json.dumps(dict(checkpoints.course), sort_keys=True).encode())
+
+
+def steps_per_epoch(params: TrainParams, inputs: TrainingInputs) -> int:
+    """Batches of an epoch."""
+    return math.ceil(inputs.samples.rows / params.batch_size)
+
+
+def begin_together(members: Sequence[Member]) -> bool:
+    """Let each go on from its checkpoint; False, and all start afresh, where that cannot be.
+
+    It cannot where what a member needs to hear first is gone and will not be said again.
+    """
+    exchange = exchange_of(members[0].params)
+    if exchange is None:
+        return True
+    starts = [member.checkpoints.epoch or 0 for member in members]
+    whole = all(_said_or_to_come(members, starts, exchange, start) for start in starts)
+    if not whole:
+        for member in members:
+            member.checkpoints.discard()
+    if all(member.checkpoints.epoch is None for member in members):
+        for member in members:
+            if member.memory is not None:
+                member.memory.clear()
+    return whole
+
+
+def train_in_turn(
+    members: Sequence[Member], inputs: TrainingInputs
+) -> Iterator[tuple[Member, EpochRecord]]:
+    """Train all members, an epoch of each after the other; yields each epoch with its member.
+
+    Raises ParameterError, DataError, EnvironmentFault.
+    """
+    exchange = exchange_of(members[0].params)
+    generators = Generators()
+    going = [(member, _training(member, members, inputs, exchange)) for member in members]
+    for epoch in itertools.count(1):
+        for member, training in list(going):
+            generators.load_state_dict(member.random)
+            try:
+                record = next(training)
+            except StopIteration as end:
+                member.best_epoch = end.value
+                going.remove((member, training))
+            else:
+                member.random = generators.state_dict()
+                yield member, record
+        if not going:
+            return
+        if exchange is not None:
+            _forget(members, exchange, epoch)
+
+
+def end_together(members: Sequence[Member]) -> None:
+    """All results stand: nothing is left to continue, and the last predictions are kept."""
+    for member in members:
+        member.checkpoints.remove()
+        if member.memory is not None:
+            member.memory.keep_last()
+
+
+def _training(
+    member: Member,
+    members: Sequence[Member],
+    inputs: TrainingInputs,
+    exchange: Exchange | None,
+) -> Generator[EpochRecord, None, int | None]:
+    params = member.params
+    itself = params.targets == "self"
+    listener = None
+    if member.memory is not None and exchange is not None:
+        listener = Listener(member.memory, exchange)
+    teachers = [one.memory for one in members if one.memory and (itself or one is not member)]
+
+    def batches(epoch: int, first: int) -> Iterator[TrainingBatch]:
+        samples = inputs.samples.epoch(
+            params.seed, epoch, params.batch_size, params.shuffle_rows, first
+        )
+        said = None if exchange is None else exchange.taught_by(epoch)
+        if said is None:
+            return samples
+        sets = [memory.labels(said) for memory in teachers]
+        T = soft_term(params, epoch).temperature
+        return (taught(batch, sets, T) for batch in samples)
+
+    return train(
+        params,
+        member.fabric,
+        member.model,
+        batches,
+        steps_per_epoch(params, inputs),
+        inputs.validation,
+        inputs.fitted_temperature,
+        member.checkpoints,
+        listener=listener,
+    )
+
+
+def _said_or_to_come(
+    members: Sequence[Member], starts: Sequence[int], exchange: Exchange, epoch: int
+) -> bool:
+    """Whether whoever goes on in `epoch` will hear all others. starts: where each goes on."""
+    said = exchange.taught_by(max(epoch, exchange.burn_in))
+    assert said is not None, "after the burn-in somebody teaches"
+    return all(
+        start <= said or (member.memory is not None and member.memory.holds(said))
+        for member, start in zip(members, starts, strict=True)
+    )
+
+
+def _forget(members: Sequence[Member], exchange: Exchange, next_epoch: int) -> None:
+    """Delete what no member needs, be it to go on now or after a kill, from its checkpoint."""
+    oldest = next_epoch
+    for member in members:
+        if member.checkpoints.enabled:
+            oldest = min(oldest, member.checkpoints.epoch or 0)
+    needed = exchange.taught_by(oldest)
+    for member in members:
+        if member.memory is not None and needed is not None:
+            member.memory.forget(before=needed)
