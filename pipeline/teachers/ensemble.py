@@ -137,8 +137,10 @@ class EnsembleSession:
 
     @property
     def record(self) -> ExecutionRecord:
-        """Where and how the first one runs, which is the same for all."""
-        return self._sessions[0].record
+        """Where and how they run, which is the same for all but their precision."""
+        records = [session.record for session in self._sessions]
+        precisions = dict.fromkeys(record.precision for record in records)
+        return records[0].model_copy(update={"precision": ", ".join(precisions)})
 
     def resized(self, batch_size: int) -> EnsembleSession:
         """The same teachers, loaded once, for batches of another size."""

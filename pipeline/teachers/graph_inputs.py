@@ -1,7 +1,8 @@
-"""What an ONNX graph says of its inputs: one of pictures, or named ones of numbers."""
+"""What an ONNX graph says of its inputs, one of pictures or named ones of numbers, and weights."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,19 @@ def number_inputs(path: Path, model: onnx.ModelProto) -> tuple[NumberInput, ...]
     if not inputs:
         raise DataError(f"{path}: takes no inputs; export the model again")
     return tuple(inputs)
+
+
+def weight_type(model: onnx.ModelProto) -> str:
+    """The floating type that most of the weights have, as ONNX names it in lower case."""
+    import onnx
+
+    sizes = dict.fromkeys(("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"), 0)
+    for tensor in model.graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        if kind in sizes:
+            sizes[kind] += math.prod(tensor.dims)
+    most = max(sizes, key=lambda kind: sizes[kind])
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(most, most.lower())
 
 
 def dimensions(entry: onnx.ValueInfoProto) -> list[int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
 from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
 from softlabel.pipeline.teachers.preprocess import model_input
+from softlabel.pipeline.teachers.runnable import runnable
 from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
@@ -52,13 +54,13 @@ class TeacherSession:
         self._batch_size = batch_size
         self._inner = inner
         self._checked = False
-        extended = None if inner is None else inner.model
-        self._session, name = create_session(teacher.path, device, extended)
+        self._runnable = runnable(teacher, inner)
+        self._session, name = create_session(teacher.path, device, self._runnable.model)
         provider = self._session.get_providers()[0]
         self.record = ExecutionRecord(
             provider=provider,
             device=name,
-            precision="float32",
+            precision=teacher.precision,
             batch_size=batch_size,
             threads=cpu_threads(),
             onnxruntime=onnxruntime.__version__,
@@ -102,8 +104,7 @@ class TeacherSession:
             else values
             for name, values in self._inputs(samples).items()
         }
-        names = [self._teacher.spec.output, *([self._inner.name] if self._inner else [])]
-        logits, *others = run_model(self._session, names, inputs)
+        logits, *others = run_model(self._session, self._runnable.outputs, inputs)
         classes = len(self._teacher.spec.classes)
         if logits.shape != (self._batch_size, classes):
             raise DataError(
@@ -116,8 +117,8 @@ class TeacherSession:
     def _inputs(self, samples: Array) -> dict[str, Array]:
         spec = self._teacher.spec
         if spec.preprocess is not None:
-            assert self._teacher.input_name is not None
-            return {self._teacher.input_name: model_input(samples, spec.preprocess)}
+            assert self._runnable.pictures is not None
+            return {self._runnable.pictures: model_input(samples, spec.preprocess)}
         return {
             wanted.name: np.ascontiguousarray(samples[wanted.name]) for wanted in spec.inputs or ()
         }
@@ -195,7 +196,7 @@ def create_session(
 
 
 def run_model(
-    session: onnxruntime.InferenceSession, outputs: list[str], inputs: dict[str, Array]
+    session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: dict[str, Array]
 ) -> list[Array]:
     """These outputs of one run.
 
@@ -203,7 +204,7 @@ def run_model(
     provider fails otherwise, such as on memory.
     """
     try:
-        return [np.asarray(value) for value in session.run(outputs, inputs)]
+        return [np.asarray(value) for value in session.run(list(outputs), inputs)]
     except InvalidArgument as error:
         raise DataError(
             f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"

@@ -15,6 +15,7 @@ from softlabel.pipeline.teachers.graph_inputs import (
     graph_inputs,
     number_inputs,
     picture_input,
+    weight_type,
 )
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Identity
@@ -30,7 +31,8 @@ class Teacher:
     """An opened teacher file.
 
     input_name: of the pictures, None where it takes numbers by name. fixed_batch: the batch size
-    its graph insists on, or None.
+    its graph insists on, or None. precision: the type of most of its weights. narrow: it takes
+    pictures in float16 or bfloat16, or gives what NumPy has no type for.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class Teacher:
     spec: TeacherSpec
     input_name: str | None
     fixed_batch: int | None
+    precision: str
+    narrow: bool
 
 
 def open_teacher(
@@ -117,7 +121,19 @@ def _opened(
     batches = {dimensions(one)[0] if dimensions(one) else None for one in graph_inputs(model)}
     fixed = next((size for size in batches if size is not None), None)
     name = None if entry is None or spec.preprocess is None else entry.name
-    return Teacher(path, hashes, spec, name, fixed)
+    precision = weight_type(model)
+    return Teacher(path, hashes, spec, name, fixed, precision, _is_narrow(model, spec, precision))
+
+
+def _is_narrow(model: onnx.ModelProto, spec: TeacherSpec, precision: str) -> bool:
+    import onnx
+
+    kinds = onnx.TensorProto
+    outputs = {one.name: one.type.tensor_type.elem_type for one in model.graph.output}
+    if precision == "bfloat16" or outputs.get(spec.output) == kinds.BFLOAT16:
+        return True
+    entry = picture_input(model)
+    return entry is not None and entry.type.tensor_type.elem_type in (kinds.FLOAT16, kinds.BFLOAT16)
 
 
 def _no_pictures(model: onnx.ModelProto) -> str:
@@ -216,10 +232,12 @@ def _told_spec(
     import onnx
 
     outputs = [output.name for output in model.graph.output]
-    takes_uint8 = entry.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    if not takes_uint8 and entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+    kinds, taken = onnx.TensorProto, entry.type.tensor_type.elem_type
+    takes_uint8 = taken == kinds.UINT8
+    if taken not in (kinds.UINT8, kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16):
         raise DataError(
-            f"{path}: input {entry.name!r} is neither uint8 nor float32; export it as one of them"
+            f"{path}: input {entry.name!r} is neither uint8 nor float32, float16 or bfloat16; "
+            "export it as one of them"
         )
     settled = {"resize", "interpolation"} | ({"mean", "std"} if takes_uint8 else set())
     sizes = _picture_sizes(entry, told, shape)

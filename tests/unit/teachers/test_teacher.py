@@ -227,7 +227,7 @@ def test_an_initializer_among_the_inputs_is_no_input(path: Path) -> None:
 
 
 def test_an_input_of_another_type_is_refused(path: Path) -> None:
-    model = make_model([float_input("n", 1, 2, 3, kind=TensorProto.FLOAT16)])
+    model = make_model([float_input("n", 1, 2, 3, kind=TensorProto.DOUBLE)])
     with pytest.raises(DataError, match="input 'x' is neither uint8 nor float32"):
         opened(path, model, TOLD)
 
