@@ -164,7 +164,8 @@ class Identity(Record):
 class ExecutionRecord(Record):
     """What may move a label in its last bits: where and how the teacher ran.
 
-    pillow: the version that decoded the pictures, null where they were stored as arrays.
+    options: of the provider, where they were told. pillow: the version that decoded the pictures,
+    null where they were stored as arrays.
     """
 
     provider: str
@@ -174,6 +175,7 @@ class ExecutionRecord(Record):
     threads: int
     onnxruntime: str
     cuda: str | None = None
+    options: dict[str, str] | None = None
     pillow: str | None = None
 
 

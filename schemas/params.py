@@ -16,6 +16,7 @@ from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Interpolation, OutputKind
 
 Device = Literal["auto", "cpu", "cuda"]
+TeacherDevice = Literal["auto", "cpu", "cuda", "tensorrt"]
 IfDifferent = Literal["error", "replace"]
 OnBadSample = Literal["stop", "skip"]
 InferCodec = Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
@@ -515,7 +516,19 @@ class InferParams(Record):
     )
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
     workers: Workers = None
-    device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    device: TeacherDevice = Field(
+        "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
+    )
+    provider_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="options of ONNX Runtime's provider for the device that is told, as it spells "
+        'them, such as {"trt_fp16_enable": "1"}',
+    )
+    engine_cache: Path | None = Field(
+        None,
+        description="for device 'tensorrt': folder that keeps its engines for the next run; "
+        "default: they are built anew",
+    )
     limit: int | None = Field(
         None,
         ge=1,
@@ -562,6 +575,19 @@ class InferParams(Record):
         return self
 
     @model_validator(mode="after")
+    def _the_provider_is_told(self) -> InferParams:
+        if self.provider_options and self.device == "auto":
+            raise ValueError("provider_options are of one device and device is 'auto'; name it")
+        if self.engine_cache is not None and self.device != "tensorrt":
+            raise ValueError(f"engine_cache is of device 'tensorrt', and device is {self.device!r}")
+        if self.batch_size == "auto" and self.device == "tensorrt":
+            raise ValueError(
+                "batch_size 'auto' would build an engine for every size with device 'tensorrt'; "
+                "give a number"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_mean_is_of_these_teachers(self) -> InferParams:
         if len(self.teacher) == 1 and (self.weights or self.mean_of == "probs"):
             raise ValueError(
@@ -597,7 +623,9 @@ class PlanParams(Record):
     batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
     workers: Workers = None
-    device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    device: TeacherDevice = Field(
+        "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
+    )
     classes: ForeignClasses = ()
     output_name: ForeignOutput = None
     output_kind: ForeignKind = None
@@ -635,7 +663,9 @@ class VerifyParams(Record):
     )
     replay: int = Field(256, ge=2, description="samples run through the teacher again [rows]")
     seed: int = Field(0, ge=0, description="seed of the choice of those samples")
-    device: Device = Field("auto", description="where the teacher runs; 'auto' says what it chose")
+    device: TeacherDevice = Field(
+        "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
+    )
     repair: bool = Field(
         False, description="remove the broken shards, so that 'infer' redoes exactly those"
     )

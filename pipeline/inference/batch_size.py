@@ -13,6 +13,7 @@ from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.teachers.devices import free_memory, resident_memory
 from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.inner import InnerOutput
+from softlabel.pipeline.teachers.providers import Tuning
 from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.sample import Array, RunTeacher
@@ -42,12 +43,12 @@ def settled_session(
     That is what a run of the same teachers began with in the output folder, else what their graphs
     insist on, else the fastest.
     """
-    size = params.batch_size
+    size, tuning = params.batch_size, Tuning(params.provider_options, params.engine_cache)
     if size == "auto":
         size = _standing_size(params, task) or _insisted_size(task) or "auto"
     if size != "auto":
-        return EnsembleSession(task.teachers, params.device, size, inner)
-    session = EnsembleSession(task.teachers, params.device, 1, inner)
+        return EnsembleSession(task.teachers, params.device, size, inner, tuning)
+    session = EnsembleSession(task.teachers, params.device, 1, inner, tuning)
 
     def at_size(size: int) -> RunTeacher:
         return session.resized(size).run

@@ -12,6 +12,7 @@ import numpy as np
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.mean import Mean, narrowed
+from softlabel.pipeline.teachers.providers import Tuning
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
 from softlabel.pipeline.teachers.teacher import (
     Teacher,
@@ -22,7 +23,7 @@ from softlabel.pipeline.teachers.teacher import (
 )
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Ensemble, ExecutionRecord, Identity, Member
-from softlabel.schemas.params import Device, InferParams, PlanParams
+from softlabel.schemas.params import InferParams, PlanParams, TeacherDevice
 from softlabel.schemas.sample import Array, TeacherOutput
 
 if TYPE_CHECKING:
@@ -128,11 +129,17 @@ class EnsembleSession:
     """
 
     def __init__(
-        self, teachers: Teachers, device: Device, batch_size: int, inner: InnerOutput | None = None
+        self,
+        teachers: Teachers,
+        device: TeacherDevice,
+        batch_size: int,
+        inner: InnerOutput | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self._teachers = teachers
         self._sessions = [
-            TeacherSession(teacher, device, batch_size, inner) for teacher in teachers.members
+            TeacherSession(teacher, device, batch_size, inner, tuning)
+            for teacher in teachers.members
         ]
 
     @property

@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
+from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
 from softlabel.pipeline.teachers.preprocess import model_input
+from softlabel.pipeline.teachers.providers import (
+    Tuning,
+    create_session,
+    cuda_version,
+    first_line,
+)
 from softlabel.pipeline.teachers.runnable import runnable
 from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
-from softlabel.schemas.params import Device
+from softlabel.schemas.params import TeacherDevice
 from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
 if TYPE_CHECKING:
     from softlabel.pipeline.teachers.inner import InnerOutput
 
-# Deterministic arithmetic, and a convolution search that does not time: equal bytes within one
-# execution record. TF32 would move logits by about 1e-3.
-CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-# Where the external data of a model given as bytes lies.
-EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-
 
 class TeacherSession:
     """Runs batches of exactly `batch_size` rows; smaller ones are padded and trimmed.
 
-    record: where and how it runs. inner: what is given out as features.
+    record: where and how it runs. inner: what is given out as features. tuning: of the provider.
     Raises EnvironmentFault where the device cannot be had.
     """
 
     def __init__(
-        self, teacher: Teacher, device: Device, batch_size: int, inner: InnerOutput | None = None
+        self,
+        teacher: Teacher,
+        device: TeacherDevice,
+        batch_size: int,
+        inner: InnerOutput | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         if teacher.fixed_batch not in (None, batch_size):
             raise ParameterError(
@@ -55,7 +57,7 @@ class TeacherSession:
         self._inner = inner
         self._checked = False
         self._runnable = runnable(teacher, inner)
-        self._session, name = create_session(teacher.path, device, self._runnable.model)
+        self._session, name = create_session(teacher.path, device, self._runnable.model, tuning)
         provider = self._session.get_providers()[0]
         self.record = ExecutionRecord(
             provider=provider,
@@ -64,7 +66,8 @@ class TeacherSession:
             batch_size=batch_size,
             threads=cpu_threads(),
             onnxruntime=onnxruntime.__version__,
-            cuda=_cuda_version() if provider == "CUDAExecutionProvider" else None,
+            cuda=cuda_version(provider),
+            options=dict(tuning.options) if tuning and tuning.options else None,
         )
 
     def resized(self, batch_size: int) -> TeacherSession:
@@ -147,54 +150,6 @@ def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher
     return reordered
 
 
-def create_session(
-    path: Path, device: Device, extended: bytes | None = None
-) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session on `device` and that device's name; 'auto' takes CUDA where a device is visible.
-
-    extended: the model to run instead of the one in `path`; its external data lies beside that.
-    Raises EnvironmentFault when CUDA was asked for, or is there, and cannot be used.
-    """
-    gpus = cuda_devices()
-    wants_cuda = device == "cuda" or (device == "auto" and bool(gpus) and _built_for_cuda())
-    if wants_cuda and not gpus:
-        raise EnvironmentFault(
-            "device 'cuda' was asked for and the driver shows no CUDA device; "
-            "pass --device cpu or run on a machine with one"
-        )
-    if wants_cuda and not _built_for_cuda():
-        raise EnvironmentFault(
-            "device 'cuda' was asked for and this onnxruntime is a CPU build; "
-            "pip install onnxruntime-gpu or pass --device cpu"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_threads()
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3
-    if extended is not None:
-        options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.parent))
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if wants_cuda:
-        _preload_cuda_libraries()
-        providers.insert(0, ("CUDAExecutionProvider", CUDA_OPTIONS))
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path) if extended is None else extended, options, providers=providers
-        )
-    except Exception as error:
-        raise DataError(
-            f"{path}: ONNX Runtime cannot load it: {_first_line(error)}; export it again"
-        ) from error
-    session.disable_fallback()
-    got = session.get_providers()[0]
-    if wants_cuda and got != "CUDAExecutionProvider":
-        raise EnvironmentFault(
-            f"a CUDA device is there ({gpus[0]}) and ONNX Runtime fell back to {got}: its CUDA 13 "
-            "or cuDNN 9 libraries are missing; install them or pass --device cpu"
-        )
-    return session, gpus[0] if wants_cuda else cpu_name()
-
-
 def run_model(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: dict[str, Array]
 ) -> list[Array]:
@@ -208,28 +163,10 @@ def run_model(
     except InvalidArgument as error:
         raise DataError(
             f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"
-            f": {_first_line(error)}; check --input-layout and the source's pictures"
+            f": {first_line(error)}; check --input-layout and the source's pictures"
         ) from error
     except Exception as error:
         raise EnvironmentFault(
-            f"the teacher failed on a batch: {_first_line(error)}; a smaller --batch-size needs "
+            f"the teacher failed on a batch: {first_line(error)}; a smaller --batch-size needs "
             "less memory"
         ) from error
-
-
-def _built_for_cuda() -> bool:
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def _preload_cuda_libraries() -> None:
-    # It prints what it cannot find; the provider check after it decides.
-    with contextlib.redirect_stdout(sys.stderr):
-        onnxruntime.preload_dlls()
-
-
-def _cuda_version() -> str | None:
-    return getattr(onnxruntime, "cuda_version", None) or None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -684,3 +685,28 @@ def test_external_data_outside_the_folder(project: Project, command: Command) ->
     filters.external_data.add(key="location", value="../secret")
     path.write_bytes(model.SerializeToString())
     assert_refused(command("infer"), DATA, "'../secret'", "same folder")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (('--provider-options={"use_arena": "0"}',), "device is 'auto'; name it"),
+        (("--engine-cache=engines", "--device=cuda"), "engine_cache is of device 'tensorrt'"),
+        (("--batch-size=auto", "--device=tensorrt"), "an engine for every size"),
+    ],
+)
+def test_what_a_device_does_not_take(
+    project: Project, command: Command, flags: tuple[str, ...], said: str
+) -> None:
+    refused = command("infer", *flags)
+    assert refused.code == USAGE
+    assert said in refused.stderr
+
+
+def test_told_provider_options_stand_in_the_record(project: Project, command: Command) -> None:
+    told = ("--device=cpu", '--provider-options={"arena_extend_strategy": "kSameAsRequested"}')
+    assert command("infer", *told).code == 0
+    record = json.loads(Path("labels/plan.json").read_text())["execution"]
+    assert record["options"] == {"arena_extend_strategy": "kSameAsRequested"}
+    Path("labels/part-00000.json").unlink()
+    assert "options was {" in command("infer", "--device=cpu").stderr
