@@ -269,7 +269,7 @@ def test_usage(
 def test_a_wrong_flag_is_not_blamed_on_the_file(project: Project, command: Command) -> None:
     write_params("infer: {batch_size: 64}\n")
     outcome = command("infer", "--batch-size", "0")
-    assert_refused(outcome, USAGE, "--batch-size", "got 0")
+    assert_refused(outcome, USAGE, "--batch-size", "got '0'")
 
 
 def test_output_of_another_identity(project: Project, command: Command) -> None:
