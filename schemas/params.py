@@ -529,6 +529,12 @@ class InferParams(Record):
         description="for device 'tensorrt': folder that keeps its engines for the next run; "
         "default: they are built anew",
     )
+    partition: str | None = Field(
+        None,
+        pattern="^[0-9]+/[1-9][0-9]*$",
+        description="i/n: label the i-th of n shares of the shards, counted from 0, beside other "
+        "runs with other i; the last to end completes the set; default: all of them",
+    )
     limit: int | None = Field(
         None,
         ge=1,
@@ -567,6 +573,36 @@ class InferParams(Record):
     width: ForeignWidth = None
     resize: ForeignResize = None
     interpolation: ForeignInterpolation = None
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """i and n of `partition`."""
+        if self.partition is None:
+            return None
+        index, _, parts = self.partition.partition("/")
+        return int(index), int(parts)
+
+    @model_validator(mode="after")
+    def _a_share_is_one_of_its_parts(self) -> InferParams:
+        if self.share is None:
+            return self
+        index, parts = self.share
+        if index >= parts:
+            raise ValueError(
+                f"partition {self.partition} is none of {parts} shares; they are counted from 0, "
+                f"the last is {parts - 1}/{parts}"
+            )
+        if self.overwrite or self.if_different == "replace":
+            raise ValueError(
+                "partition goes with neither overwrite nor if_different 'replace', which would "
+                "take from other shares what they wrote; remove the folder to start afresh"
+            )
+        if self.extend or self.batch_size == "auto":
+            raise ValueError(
+                "partition goes with neither extend nor batch_size 'auto', which are for one run "
+                "to settle; give a number for all shares, and extend with a run alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _extends_what_stands(self) -> InferParams:

@@ -43,7 +43,9 @@ class InferReport(Record):
     busy: seconds that each step worked; bound: the step that worked longest.
     teacher_accuracy: share of rows with a hard label whose top-1 equals it, null without any.
     limit: of how many samples a partial set is, null for a whole one. rejects: samples of the
-    source that could not be used and were left out.
+    source that could not be used and were left out. partition: which share of the shards was made,
+    null for all. shards_missing: those of other shares that do not stand yet; where there are any,
+    rows, shards, bytes and what was measured are those of this share.
     """
 
     output: Path
@@ -52,6 +54,8 @@ class InferReport(Record):
     rows: int
     rows_written: int
     rejects: int = 0
+    partition: str | None = None
+    shards_missing: int = 0
     shards: int
     shards_kept: int
     bytes: int

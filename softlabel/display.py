@@ -174,6 +174,13 @@ def _infer(report: Any) -> str:
     ]
     if report.limit is not None:
         lines.append(f"a partial set: the first {report.limit:,} samples of the source")
+    if report.shards_missing:
+        lines = [
+            f"share {report.partition} of {report.output} is whole: {report.rows:,} rows in "
+            f"{_count(report.shards, 'shard')}, {report.bytes / 2**20:.2f} MiB",
+            f"the set is unfinished: {_count(report.shards_missing, 'shard')} of other shares "
+            "missing; the last to end completes it",
+        ]
     lines += _rejects(report)
     if report.rows_written:
         share = report.busy["teacher"] / report.seconds

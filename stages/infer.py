@@ -12,7 +12,7 @@ from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.batch_size import settled_session
 from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
 from softlabel.pipeline.inference.extension import Grown, carry_over, grown
-from softlabel.pipeline.inference.plan import batches, limited, plan_shards
+from softlabel.pipeline.inference.plan import batches, limited, plan_shards, share_of
 from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.inference.task import Task, open_task
@@ -21,12 +21,15 @@ from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
     close,
+    close_together,
+    described,
     finished_shards,
     publish_head,
+    remove_shards,
     reopen,
     standing_plan,
 )
-from softlabel.pipeline.labelset.lease import Lease
+from softlabel.pipeline.labelset.lease import Lease, Share, turn
 from softlabel.pipeline.labelset.making import plain, writing_folder
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.sources.source import Source
@@ -70,7 +73,7 @@ def run(params: InferParams, progress: Progress | None = None) -> InferReport:
     """
     progress = progress or Quiet()
     work = _work(params, progress)
-    with writing_folder(params.output) as (folder, held):
+    with writing_folder(params.output, params.share) as (folder, held):
         return _label(params, folder, work, held, progress)
 
 
@@ -143,13 +146,16 @@ def _features(
 def _standing(
     params: InferParams, folder: Path, wanted: Plan
 ) -> tuple[Plan | None, dict[str, Receipt], list[ShardPlan]]:
-    """The plan to go on with, None to start afresh; whole shards by name; those to be written."""
+    """The plan to go on with, None to start afresh; whole shards by name; those to be written.
+
+    Of a share, its own shards alone.
+    """
     # What an extended set replaces was looked at already.
     if_different = "replace" if params.extend else params.if_different
     plan = standing_plan(folder, wanted, if_different, params.overwrite)
-    finished = {} if plan is None else finished_shards(folder, plan)
-    shards = wanted.shards if plan is None else plan.shards
-    pending = [shard for shard in shards if shard.name not in finished]
+    own = share_of(wanted if plan is None else plan, params.share)
+    finished = {} if plan is None else finished_shards(folder, own)
+    pending = [shard for shard in own.shards if shard.name not in finished]
     _refuse_rejects(params, finished)
     if plan is not None and pending and not params.allow_mixed:
         check_same_making(folder, plan, wanted)
@@ -173,7 +179,7 @@ def _samples(count: int) -> str:
 def _label(
     params: InferParams, folder: Path, work: _Work, held: Lease, progress: Progress
 ) -> InferReport:
-    head, run_teacher, source = work.head, work.run_teacher, work.task.source
+    run_teacher, source = work.run_teacher, work.task.source
     begin = time.perf_counter()
     old = _extended(params, folder, work.plan)
     wanted = work.plan if old is None else old.plan
@@ -181,14 +187,11 @@ def _label(
     new = _new_shards(old, pending)
     if new:
         _try_teacher(params, wanted, source, run_teacher, progress)
-    if plan is None:
-        plan = _with_prior(wanted, params, source, run_teacher, progress)
-        claim(folder, plan)
-    if head is not None:
-        publish_head(folder, head)
+    begun = plan is not None
+    plan = plan or _with_prior(wanted, params, source, run_teacher, progress)
+    plan = _begin(params, folder, plan, begun, work.head, pending)
     busy = BusyTime()
     if pending:
-        reopen(folder)
         progress.start("infer", sum(shard.rows for shard in pending), "samples")
 
         def on_batch(rows: int) -> None:
@@ -209,9 +212,57 @@ def _label(
             params.on_bad_sample,
         )
     held.check()
-    manifest = close(folder, plan)
+    if params.share is None:
+        manifest, missing = close(folder, plan), 0
+    else:
+        manifest, missing = _end_share(folder, plan, params.share)
     seconds = time.perf_counter() - begin
-    return _report(params.output, wanted, manifest, finished, busy, seconds)
+    report = _report(params, wanted, manifest, new, len(finished), busy, seconds)
+    return report.model_copy(update={"shards_missing": missing})
+
+
+def _begin(
+    params: InferParams,
+    folder: Path,
+    plan: Plan,
+    begun: bool,
+    head: Head | None,
+    pending: Sequence[ShardPlan],
+) -> Plan:
+    """Claim the folder for `plan`, unless it was begun already; the plan that is gone on with.
+
+    Shares do so in turn, for the first one's plan is everybody's. What was found of their pending
+    shards goes at once: nobody else shall take it for whole.
+    """
+    if params.share is None:
+        if not begun:
+            claim(folder, plan)
+        if head is not None:
+            publish_head(folder, head)
+        if pending:
+            reopen(folder)
+        return plan
+    with turn(folder):
+        standing = standing_plan(folder, plan, "error", overwrite=False)
+        if standing is None:
+            claim(folder, plan)
+        elif not begun and (not params.allow_mixed or standing.shards != plan.shards):
+            check_same_making(folder, standing, plan)
+        if head is not None:
+            publish_head(folder, head)
+        if pending:
+            remove_shards(folder, [shard.name for shard in pending])
+    return standing or plan
+
+
+def _end_share(folder: Path, plan: Plan, share: Share) -> tuple[Manifest, int]:
+    """The manifest where all shares are whole, else what it would say of this one; what lacks."""
+    with turn(folder):
+        manifest = close_together(folder, plan)
+    if manifest is not None:
+        return manifest, 0
+    lacking = [shard for shard in plan.shards if not (folder / f"{shard.name}.json").exists()]
+    return described(folder, share_of(plan, share)), max(1, len(lacking))
 
 
 def _extended(params: InferParams, folder: Path, wanted: Plan) -> Grown | None:
@@ -312,25 +363,28 @@ def _check_codec(params: InferParams, codec: CodecName, classes: int) -> None:
 
 
 def _report(
-    folder: Path,
+    params: InferParams,
     plan: Plan,
     manifest: Manifest,
-    kept: Mapping[str, Receipt],
+    written: Sequence[ShardPlan],
+    kept: int,
     busy: BusyTime,
     seconds: float,
 ) -> InferReport:
-    rows = sum(shard.rows for shard in manifest.shards if shard.name not in kept)
+    names = {shard.name for shard in written}
+    rows = sum(shard.rows for shard in manifest.shards if shard.name in names)
     counts = manifest.statistics
     assert plan.execution is not None
     return InferReport(
-        output=folder,
+        output=params.output,
+        partition=params.partition,
         identity_sha256=manifest.identity_sha256,
         limit=manifest.limit,
         rows=manifest.rows,
         rows_written=rows,
         rejects=manifest.rejects.samples if manifest.rejects else 0,
         shards=len(manifest.shards),
-        shards_kept=len(kept),
+        shards_kept=kept,
         bytes=sum(shard.bytes for shard in manifest.shards),
         provider=plan.execution.provider,
         device=plan.execution.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
+from softlabel.schemas.labelset import Plan, Segment, ShardPlan, SourceFile
 
 GROUP_BATCHES = 16
 
@@ -41,6 +41,14 @@ def plan_shards(
         )
         for index, segments in enumerate(shards, first)
     )
+
+
+def share_of(plan: Plan, share: tuple[int, int] | None) -> Plan:
+    """The plan with the shards of part `i` of `n` alone: every n-th from the i-th on; None: all."""
+    if share is None:
+        return plan
+    index, parts = share
+    return plan.model_copy(update={"shards": plan.shards[index::parts]})
 
 
 def limited(source: Sequence[SourceFile], rows: int | None) -> tuple[SourceFile, ...]:

@@ -219,9 +219,8 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
     aligned, follows one whose keys were looked at; one that is converted and not aligned may
     follow what changed since it was begun.
     """
-    written = {shard.name: (folder / f"{shard.name}.json").read_bytes() for shard in plan.shards}
-    receipts = {name: Receipt.model_validate_json(data) for name, data in written.items()}
-    rejects = [reject for receipt in receipts.values() for reject in receipt.rejects or ()]
+    written, receipts = _read_receipts(folder, plan)
+    rejects = _rejects(receipts)
     if rejects and not any(receipt.rows for receipt in receipts.values()):
         raise DataError(
             f"{folder}: no sample of the source could be used, all {len(rejects)} were left out; "
@@ -237,6 +236,33 @@ def close(folder: Path, plan: Plan, reference: Reference = FLOAT32) -> Manifest:
         if _beside(folder, suffix).exists():
             shutil.rmtree(_beside(folder, suffix))
     return manifest
+
+
+def close_together(folder: Path, plan: Plan) -> Manifest | None:
+    """Publish the manifest where every shard is whole; None where one is missing.
+
+    For one of several writers, which takes its turn with the others: whoever comes after the last
+    shard does, and finds the same bytes.
+    """
+    lacking = any(not (folder / f"{shard.name}.json").exists() for shard in plan.shards)
+    if lacking or len(finished_shards(folder, plan)) < len(plan.shards):
+        return None
+    return close(folder, plan)
+
+
+def described(folder: Path, plan: Plan) -> Manifest:
+    """What a manifest of these shards says, all of which stand; nothing is published."""
+    written, receipts = _read_receipts(folder, plan)
+    return _manifest(plan, written, receipts, FLOAT32, summary(_rejects(receipts)))
+
+
+def _read_receipts(folder: Path, plan: Plan) -> tuple[dict[str, bytes], dict[str, Receipt]]:
+    written = {shard.name: (folder / f"{shard.name}.json").read_bytes() for shard in plan.shards}
+    return written, {name: Receipt.model_validate_json(data) for name, data in written.items()}
+
+
+def _rejects(receipts: Mapping[str, Receipt]) -> list[Reject]:
+    return [reject for receipt in receipts.values() for reject in receipt.rejects or ()]
 
 
 def _publish_rejects(folder: Path, rejects: Sequence[Reject]) -> None:

@@ -4,6 +4,10 @@ On one host an flock on the lease file decides: the kernel drops it with its pro
 dies. A file system that does not carry locks between hosts is covered by the heartbeat: a lease
 from another host counts as dead only after its counter stood still for three beats on our own
 monotonic clock, so that no clock jump matters.
+
+Shares of one run may write a folder together, each under a lease of its own. Who starts takes its
+lease first and looks for others' then, so of two that do not go together one at least is refused:
+a share beside the whole run, beside itself, or beside a share of another number of parts.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,18 +28,45 @@ from typing import Any
 from softlabel.schemas.errors import EnvironmentFault, LeaseHeld
 
 BEAT_SECONDS = 5.0
+TURN_SECONDS = 0.05
+# Part i of n, counted from 0.
+Share = tuple[int, int]
+_SHARE = re.compile(r"-([0-9]+)-of-([0-9]+)")
 
 
-def lease_path(folder: Path) -> Path:
+def lease_path(folder: Path, share: Share | None = None) -> Path:
     """The lease of `folder`: beside it, so that the folder itself holds nothing but data."""
-    real = folder.resolve()
-    return real.with_name(real.name + ".lease")
+    name = ".lease" if share is None else f".lease-{share[0]}-of-{share[1]}"
+    return _beside(folder, name)
 
 
 @contextlib.contextmanager
-def lease(folder: Path, beat_seconds: float = BEAT_SECONDS) -> Iterator[Lease]:
-    """Hold the lease on `folder` inside the block. Raises LeaseHeld when another writer lives."""
-    path = lease_path(folder)
+def lease(
+    folder: Path, beat_seconds: float = BEAT_SECONDS, share: Share | None = None
+) -> Iterator[Lease]:
+    """Hold the lease on `folder`, or on a share of it, inside the block.
+
+    Raises LeaseHeld when another writer lives that may not be there at the same time.
+    """
+    with _holding(lease_path(folder, share), beat_seconds) as held:
+        _refuse_others(folder, share, beat_seconds)
+        yield held
+
+
+@contextlib.contextmanager
+def turn(folder: Path, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Wait until no other share of `folder` is inside its block: for what shares do in common."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(LeaseHeld):
+                stack.enter_context(_holding(_beside(folder, ".lease-turn"), beat_seconds))
+                break
+            time.sleep(TURN_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def _holding(path: Path, beat_seconds: float) -> Iterator[Lease]:
     handle = _open_locked(path)
     try:
         _wait_out_other_host(handle, path, beat_seconds)
@@ -51,6 +83,43 @@ def lease(folder: Path, beat_seconds: float = BEAT_SECONDS) -> Iterator[Lease]:
             beater.join()
             if not held.lost:
                 path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _refuse_others(folder: Path, share: Share | None, beat_seconds: float) -> None:
+    """Raise LeaseHeld where a writer lives that may not be there beside this one."""
+    if share is not None:
+        _refuse_living(lease_path(folder), beat_seconds)
+    for path, other in _share_leases(folder):
+        if share is None or other[1] != share[1]:
+            _refuse_living(path, beat_seconds)
+            # Its holder is dead, and may never come again. Who opens it now is refused by ours.
+            if share is None:
+                path.unlink(missing_ok=True)
+
+
+def _share_leases(folder: Path) -> list[tuple[Path, Share]]:
+    begin = lease_path(folder).name
+    found = []
+    for path in sorted(lease_path(folder).parent.iterdir()):
+        match = _SHARE.fullmatch(path.name.removeprefix(begin))
+        if path.name.startswith(begin) and match is not None:
+            found.append((path, (int(match[1]), int(match[2]))))
+    return found
+
+
+def _refuse_living(path: Path, beat_seconds: float) -> None:
+    """Raise LeaseHeld where the lease is held. Two that only look do not refuse each other."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _wait_out_other_host(handle, path, beat_seconds)
+    except BlockingIOError:
+        raise _held(path, _read(handle)) from None
     finally:
         os.close(handle)
 
@@ -120,11 +189,9 @@ def _open_locked(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = _describe(_read(handle))
+            owner = _read(handle)
             os.close(handle)
-            raise LeaseHeld(
-                f"{path}: held by {owner}; wait for it or stop it, then run this again"
-            ) from None
+            raise _held(path, owner) from None
         # The holder before us may have removed the name between our open and our lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
@@ -141,9 +208,7 @@ def _wait_out_other_host(handle: int, path: Path, beat_seconds: float) -> None:
         time.sleep(beat_seconds / 5)
         now = _read(handle)
         if now and now != owner:
-            raise LeaseHeld(
-                f"{path}: held by {_describe(now)}; wait for it or stop it, then run this again"
-            )
+            raise _held(path, now)
 
 
 def _read(handle: int) -> dict[str, Any]:
@@ -152,6 +217,17 @@ def _read(handle: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _held(path: Path, owner: dict[str, Any]) -> LeaseHeld:
+    return LeaseHeld(
+        f"{path}: held by {_describe(owner)}; wait for it or stop it, then run this again"
+    )
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    real = folder.resolve()
+    return real.with_name(real.name + suffix)
 
 
 def _describe(owner: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from softlabel.pipeline.labelset.folder import (
     reopen,
     standing_plan,
 )
-from softlabel.pipeline.labelset.lease import Lease, lease
+from softlabel.pipeline.labelset.lease import Lease, Share, lease
 from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.schemas.errors import EnvironmentFault, IdentityError, ParameterError
@@ -82,12 +82,15 @@ def make_set(
 
 
 @contextlib.contextmanager
-def writing_folder(output: Path) -> Iterator[tuple[Path, Lease]]:
-    """Hold the lease on the folder `output`; the system's refusals become EnvironmentFault."""
+def writing_folder(output: Path, share: Share | None = None) -> Iterator[tuple[Path, Lease]]:
+    """Hold the lease on the folder `output`, or on a share of it.
+
+    The system's refusals become EnvironmentFault.
+    """
     folder = plain(output)
     try:
         make_folder(folder.parent)
-        with lease(folder) as held:
+        with lease(folder, share=share) as held:
             yield folder, held
     except OSError as error:
         raise EnvironmentFault(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from softlabel.pipeline.labelset.lease import Lease, host_identity, lease, lease_path
+from softlabel.pipeline.labelset.lease import Lease, host_identity, lease, lease_path, turn
 from softlabel.schemas.errors import EnvironmentFault, LeaseHeld
 
 # So long that a test would never end that waited for a heartbeat it need not wait for.
@@ -23,16 +23,17 @@ HOLD = """
 import sys
 from pathlib import Path
 from softlabel.pipeline.labelset.lease import lease
-with lease(Path(sys.argv[1]), beat_seconds=0.05):
+share = tuple(map(int, sys.argv[2:])) or None
+with lease(Path(sys.argv[1]), beat_seconds=0.05, share=share):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def holder(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def holder(folder: Path, *share: int) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that holds the lease until its standard input ends."""
-    command = [sys.executable, "-c", HOLD, str(folder)]
+    command = [sys.executable, "-c", HOLD, str(folder), *map(str, share)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
@@ -43,10 +44,12 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def write_owner(folder: Path, beats: int, **owner: Any) -> None:
+def write_owner(
+    folder: Path, beats: int, share: tuple[int, int] | None = None, **owner: Any
+) -> None:
     document = {"host": "elsewhere", "hostname": "far", "pid": 7, "token": "t", "beats": beats}
     # In place, as a holder does it: a reader never finds the file empty.
-    with open(os.open(lease_path(folder), os.O_WRONLY | os.O_CREAT), "w") as file:
+    with open(os.open(lease_path(folder, share), os.O_WRONLY | os.O_CREAT), "w") as file:
         file.write(json.dumps(document | owner))
         file.truncate()
 
@@ -188,3 +191,79 @@ def test_a_place_without_room_for_the_lease_is_an_environment_fault(tmp_path: Pa
     fault = pytest.raises(EnvironmentFault, match=r"labels\.lease: the lease cannot be opened")
     with fault, lease(tmp_path / "absent" / "labels"):
         pass
+
+
+@pytest.mark.parametrize("share", [None, (1, 4), (0, 3)], ids=["the whole", "itself", "of three"])
+def test_a_share_refuses_what_does_not_go_with_it(
+    tmp_path: Path, share: tuple[int, int] | None
+) -> None:
+    folder = tmp_path / "labels"
+    with holder(folder, 1, 4) as process:
+        with (
+            pytest.raises(LeaseHeld, match=f"labels.lease-1-of-4: held by process {process.pid} "),
+            lease(folder, NEVER, share),
+        ):
+            pass
+        with lease(folder, NEVER, (2, 4)), lease(folder, NEVER, (3, 4)):
+            pass
+    # A dead one holds nothing; who has the whole to itself clears its name away.
+    assert lease_path(folder, (1, 4)).exists()
+    with lease(folder, NEVER, share):
+        assert lease_path(folder, (1, 4)).exists() == (share is not None)
+
+
+def test_the_whole_refuses_a_share(tmp_path: Path) -> None:
+    with (
+        holder(tmp_path / "labels") as process,
+        pytest.raises(LeaseHeld, match=f"labels.lease: held by process {process.pid} "),
+        lease(tmp_path / "labels", NEVER, (1, 4)),
+    ):
+        pass
+    assert not lease_path(tmp_path / "labels", (1, 4)).exists()
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(None, (1, 4)), ((1, 4), None)])
+def test_a_beating_heart_on_another_host_counts_for_shares_too(
+    tmp_path: Path, mine: tuple[int, int] | None, theirs: tuple[int, int] | None
+) -> None:
+    """Where the file system carries no locks between hosts."""
+    folder = tmp_path / "labels"
+    write_owner(folder, 1, share=theirs)
+    stop = threading.Event()
+
+    def beat() -> None:
+        beats = 1
+        while not stop.wait(SHORT / 5):
+            beats += 1
+            write_owner(folder, beats, share=theirs)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with (
+            pytest.raises(LeaseHeld, match="held by process 7 on far"),
+            lease(folder, 1.0, mine),
+        ):
+            pass
+    finally:
+        stop.set()
+        beating.join()
+
+
+def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def take() -> None:
+        with turn(tmp_path / "labels"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    takers = [threading.Thread(target=take) for _ in range(5)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(60)
+    assert most == [1] * 5
+    assert list(tmp_path.iterdir()) == []
