@@ -249,6 +249,17 @@ class TrainParams(Record):
     other_weight: float = Field(
         8.0, ge=0, description="weight of the other classes' part in the loss 'dkd'"
     )
+    hint_layer: str | None = Field(
+        None,
+        description="layer of the student that learns the stored features (FitNets), by its path "
+        "in the model, as 'layer3' or 'blocks.5'; default: no hints",
+    )
+    hint_weight: float = Field(
+        0.0, ge=0, description="weight of the hint's term, beside hard and soft ones"
+    )
+    hint_epochs: int = Field(
+        0, ge=0, description="first epochs in which the hint alone is minimised [epochs]"
+    )
     label_smoothing: float = Field(
         0.0,
         ge=0,
@@ -380,6 +391,25 @@ class TrainParams(Record):
             raise ValueError(f"targets are {self.targets!r} and loss is 'hard'; give --loss kd")
         elif self.calibration is not None:
             raise ValueError(f"calibration is of stored labels, and targets are {self.targets!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _hints_have_a_layer_and_a_weight(self) -> TrainParams:
+        asked = self.hint_weight > 0 or self.hint_epochs > 0
+        if asked != (self.hint_layer is not None):
+            raise ValueError(
+                "hint_layer goes with hint_weight or hint_epochs above 0; give the layer and one "
+                "of these, or none"
+            )
+        if asked and (self.loss == "hard" or self.targets != "stored"):
+            raise ValueError("hint_layer learns from stored labels; give --labels and --loss kd")
+        if asked and self.hint_epochs >= self.epochs:
+            raise ValueError(
+                f"hint_epochs are {self.hint_epochs} of {self.epochs} epochs, so no output would "
+                "ever learn"
+            )
+        if asked and self.compile:
+            raise ValueError("hint_layer is heard by a hook, which compile does not take")
         return self
 
     @model_validator(mode="after")

@@ -152,6 +152,7 @@ class EpochRecord(Record):
     hard: float
     soft: float | None = None
     soft_kl: float | None = None
+    hint: float | None = None
     train_accuracy: float
     validation_accuracy: float | None = None
     validation_nll: float | None = None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.progress import Progress, Quiet
@@ -27,6 +28,7 @@ from softlabel.pipeline.training.checkpoints import open_checkpoints
 from softlabel.pipeline.training.curves import curves
 from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.fabric import device_name, make_fabric
+from softlabel.pipeline.training.hints import HintedModel
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
 from softlabel.pipeline.training.members import (
     Member,
@@ -60,7 +62,7 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     begin = time.perf_counter()
     progress = progress or Quiet()
     inputs = open_inputs(params)
-    students = [_student(own, inputs.source) for own in _of_each_member(params)]
+    students = [_student(own, inputs) for own in _of_each_member(params)]
     with contextlib.ExitStack() as held:
         members = []
         for student in students:
@@ -97,17 +99,21 @@ class _Student(NamedTuple):
     params: TrainParams
     fabric: Fabric
     model: PictureModel
+    trained: nn.Module
     random: Mapping[str, Any]
 
 
-def _student(params: TrainParams, source: Source) -> _Student:
+def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
     fabric = make_fabric(params.device, params.precision)
     torch.manual_seed(params.seed)
-    model = _picture_model(params, source)
+    model = _picture_model(params, inputs.source)
+    trained: nn.Module = model
+    if params.hint_layer is not None and inputs.features is not None:
+        trained = HintedModel(model, params.hint_layer, inputs.features, inputs.source.shape)
     random = Generators().state_dict()
     # Refuses what it does not take before anything is written or removed.
-    make_optimizer(params, model)
-    return _Student(params, fabric, model, random)
+    make_optimizer(params, trained)
+    return _Student(params, fabric, model, trained, random)
 
 
 def _member(student: _Student, inputs: TrainingInputs, folder: Path) -> Member:
@@ -122,7 +128,14 @@ def _member(student: _Student, inputs: TrainingInputs, folder: Path) -> Member:
         identity = memory_identity(course_sha256(checkpoints), inputs.source, seen)
         memory = LabelMemory(folder / MEMORY_FOLDER, identity)
     return Member(
-        params, folder, student.fabric, student.model, checkpoints, memory, student.random
+        params,
+        folder,
+        student.fabric,
+        student.model,
+        student.trained,
+        checkpoints,
+        memory,
+        student.random,
     )
 
 

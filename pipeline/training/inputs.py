@@ -13,6 +13,7 @@ from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.framing import student_framing
+from softlabel.pipeline.training.hints import feature_width
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.validation import Validation
 from softlabel.schemas.errors import DataError, ParameterError
@@ -26,7 +27,8 @@ from softlabel.schemas.teacher import Framing
 class TrainingInputs:
     """The samples as the student sees them, their soft labels, and those to validate on.
 
-    fitted_temperature: divides the teacher's logits alone.
+    fitted_temperature: divides the teacher's logits alone. features: how many the hints learn from,
+    None without hints.
     """
 
     source: Source
@@ -34,6 +36,7 @@ class TrainingInputs:
     samples: JoinedSamples
     validation: Validation | None
     fitted_temperature: float
+    features: int | None
 
     @property
     def identities(self) -> dict[str, Any]:
@@ -75,13 +78,15 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     validation = _validation(params, source, framing)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
+    width = feature_width(labels) if labels is not None and params.hint_layer else None
     samples = JoinedSamples(
         source,
         labels,
         fitted * soft_term(params, 0).temperature,
         sparse=sparse and params.loss == "kd" and params.tail == "bucket",
+        features=width is not None,
     )
-    return TrainingInputs(source, labels, samples, validation, fitted)
+    return TrainingInputs(source, labels, samples, validation, fitted, width)
 
 
 def _fingerprint(source: Source) -> str:

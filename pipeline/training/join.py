@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
@@ -47,6 +48,7 @@ class TrainingBatch:
     """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`; what the teacher said, if any.
 
     teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
+    features: its stored features, float16 `[N, d]`, where asked for.
     """
 
     keys: pa.StringArray
@@ -54,6 +56,7 @@ class TrainingBatch:
     labels: npt.NDArray[np.int64]
     teacher: npt.NDArray[np.floating] | None
     sparse: SparseTargets | None = None
+    features: npt.NDArray[np.float16] | None = None
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
         """The batch in so many even parts, or in as many as it has samples."""
@@ -65,6 +68,7 @@ class TrainingBatch:
                 self.labels[first:end],
                 None if self.teacher is None else self.teacher[first:end],
                 None if self.sparse is None else self.sparse.take(np.arange(first, end)),
+                None if self.features is None else self.features[first:end],
             )
 
 
@@ -92,7 +96,8 @@ class JoinedSamples:
     """The samples of a source, with the labels of a label set where one is given.
 
     temperature: the one at which the labels will be used; `topk` logits depend on it. sparse: hand
-    over what a `topk` set kept as it is, and do not spread its tail over all classes.
+    over what a `topk` set kept as it is, and do not spread its tail over all classes. features:
+    hand over the stored features, which the set must have.
 
     Raises DataError where classes or source differ, a key that the set does not leave out has no
     label of its own, or a sample has no hard label.
@@ -105,11 +110,13 @@ class JoinedSamples:
         temperature: float = 1.0,
         *,
         sparse: bool = False,
+        features: bool = False,
     ) -> None:
         self._source = source
         self._labels = labels
         self._temperature = temperature
         self._sparse = sparse
+        self._features = features
         if labels is not None:
             _check_belongs(source, labels)
             labels.check_temperature(temperature)
@@ -133,12 +140,14 @@ class JoinedSamples:
         start = min(first_batch * batch_size, self.rows)
         spans = Steps(self.rows, start, batch_size).spans()
         for batch in self.batches(seed, epoch, shuffle_rows, spans):
-            teacher = sparse = None
+            teacher = sparse = features = None
             if batch.block is not None and self._sparse:
                 sparse = batch.block.sparse(self._temperature)
             elif batch.block is not None:
                 teacher = batch.block.logits(self._temperature)
-            yield TrainingBatch(batch.keys, batch.pixels, batch.labels, teacher, sparse)
+            if batch.block is not None and self._features:
+                features = _stored_features(batch.block)
+            yield TrainingBatch(batch.keys, batch.pixels, batch.labels, teacher, sparse, features)
 
     def batches(
         self, seed: int, epoch: int, shuffle_rows: int, spans: Iterable[Span]
@@ -234,6 +243,10 @@ class JoinedSamples:
             _check_joined(keys, labels, views, self._labels)
         _check_hard_labels(keys, hard, labels, self._labels)
         return labels
+
+
+def _stored_features(block: LabelBlock) -> npt.NDArray[np.float16] | None:
+    return block.payload["features"] if isinstance(block.codec, Factored) else block.features
 
 
 def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np.int64]:

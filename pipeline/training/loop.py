@@ -12,6 +12,7 @@ from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
 from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
 from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
+from softlabel.pipeline.training.hints import Hinted, with_hint
 from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans
@@ -40,7 +41,7 @@ def train(
     on_batch: Callable[[TrainingBatch, Tensor], None] = lambda batch, logits: None,
     listener: Listener | None = None,
 ) -> Generator[EpochRecord, None, int | None]:
-    """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]`.
+    """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]` or `Hinted`.
 
     Yields every finished epoch, those before a checkpoint too, and stands still until the next one
     is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
@@ -76,11 +77,15 @@ def train(
             stepper.zero_grad()
             for part in batch.parts(params.accumulate):
                 labels = fabric.to_device(torch.from_numpy(part.labels))
-                student = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
+                said = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
+                student = said.logits if isinstance(said, Hinted) else said
                 teacher = _teacher(fabric, part, fitted_temperature)
                 if teacher is None and params.targets == "self":
                     teacher = certain(labels, student.float())
                 terms = distillation_terms(params, term, student.float(), teacher, labels)
+                if isinstance(said, Hinted) and part.features is not None:
+                    features = fabric.to_device(torch.from_numpy(part.features)).float()
+                    terms = with_hint(params, state.epoch, terms, said.features.float(), features)
                 fabric.backward(terms.total * (len(part.labels) / len(batch.labels)))
                 means.add(terms, student, labels)
                 on_batch(part, student.detach())

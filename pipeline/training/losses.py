@@ -18,7 +18,7 @@ TINY = 1e-7
 
 
 class LossTerms(NamedTuple):
-    """The weighted sum to minimise and its raw terms; the soft ones are None without a teacher.
+    """The weighted sum to minimise and its raw terms; those that a run does not have are None.
 
     soft is the soft loss as its function gives it; soft_kl is `KL(t_T || s_T)`, where the soft
     loss is a cross-entropy.
@@ -28,6 +28,7 @@ class LossTerms(NamedTuple):
     hard: Tensor
     soft: Tensor | None = None
     soft_kl: Tensor | None = None
+    hint: Tensor | None = None
 
 
 def hard_loss(

@@ -35,6 +35,7 @@ class EpochMeans:
             "hard": terms.hard,
             "soft": terms.soft,
             "soft_kl": terms.soft_kl,
+            "hint": terms.hint,
             "train_accuracy": hits,
         }
         for name, value in named.items():
@@ -56,6 +57,7 @@ class EpochMeans:
             hard=means["hard"],
             soft=means.get("soft"),
             soft_kl=means.get("soft_kl"),
+            hint=means.get("hint"),
             train_accuracy=means["train_accuracy"],
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from softlabel.pipeline.teachers.models import PictureModel
 from softlabel.pipeline.training.checkpoints import Checkpoints
@@ -31,15 +32,17 @@ from softlabel.schemas.reports import EpochRecord
 class Member:
     """A student, its own parameters and folder, and all that its training needs.
 
-    memory: what it says is kept there, None where nobody asks. random: torch's generators after
-    the model was built; no other member's draws move them. best_epoch: in the end, the one whose
-    weights the model has; None for the last.
+    trained: the model, or it within what learns beside it. memory: what the student says is kept
+    there, None where nobody asks. random: torch's generators after the model was built; no other
+    member's draws move them. best_epoch: in the end, the one whose weights the model has; None for
+    the last.
     """
 
     params: TrainParams
     folder: Path
     fabric: Fabric
     model: PictureModel
+    trained: nn.Module
     checkpoints: Checkpoints
     memory: LabelMemory | None
     random: Mapping[str, Any]
@@ -148,7 +151,7 @@ def _training(
     return train(
         params,
         member.fabric,
-        member.model,
+        member.trained,
         batches,
         steps_per_epoch(params, inputs),
         inputs.validation,
