@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
+from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import NumberInput, OutputKind, Preprocess, check_fed
 
@@ -113,7 +114,8 @@ class Identity(Record):
     teachers of tables take, in place of `preprocess`. Of a label memory, teacher_sha256 is of the
     training's settings.
     probability_floor: what smaller probabilities were taken for, where the teacher gave those.
-    class_map: for each of `classes`, the teacher's output column; null when in order. k: classes
+    class_map: for each of `classes`, the teacher's output column; null when in order. views: label
+    rows a sample. seed, augment: what the views are drawn by; null without augmentation. k: classes
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
     of the stored inner output, null without one; features_output: its name in the teacher's graph.
@@ -134,6 +136,7 @@ class Identity(Record):
     source: tuple[SourceFile, ...]
     views: int = 1
     seed: int = 0
+    augment: Augmentation | None = None
     temperatures: tuple[float, ...]
     codec: CodecName
     k: int | None = None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from softlabel.schemas.augment import Transforms, check_views
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Interpolation, OutputKind
 
@@ -128,6 +129,24 @@ Workers = Annotated[
         "processors [threads]",
     ),
 ]
+Views = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=65536,
+        description="augmented versions of each sample that are labelled, a row each; more than "
+        "one need --augment",
+    ),
+]
+Augment = Annotated[
+    Transforms,
+    Field(
+        description="what makes a view of a picture: torchvision transforms by name, in their "
+        "order, such as ["
+        '{"name": "random_resized_crop", "scale": [0.25, 1]}, "horizontal_flip"]',
+    ),
+]
+ViewSeed = Annotated[int, Field(ge=0, description="seed of the views; of no use without --augment")]
 Resize = Annotated[
     int | None,
     Field(
@@ -545,6 +564,9 @@ class InferParams(Record):
         "1,024, by trying [rows]",
     )
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
+    views: Views = 1
+    augment: Augment = ()
+    seed: ViewSeed = 0
     workers: Workers = None
     device: TeacherDevice = Field(
         "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
@@ -664,6 +686,11 @@ class InferParams(Record):
         )
         return self
 
+    @model_validator(mode="after")
+    def _views_are_made_by_transforms(self) -> InferParams:
+        check_views(self.views, self.augment)
+        return self
+
 
 class PlanParams(Record):
     """Try the codecs on a sample of the source before the long run: bytes, fidelity and time."""
@@ -688,6 +715,9 @@ class PlanParams(Record):
     )
     batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
+    views: Views = 1
+    augment: Augment = ()
+    seed: ViewSeed = 0
     workers: Workers = None
     device: TeacherDevice = Field(
         "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
@@ -712,6 +742,11 @@ class PlanParams(Record):
         _check_mean(
             len(self.teacher), "teachers", self.weights, self.mean_of, self.mean_temperature
         )
+        return self
+
+    @model_validator(mode="after")
+    def _views_are_made_by_transforms(self) -> PlanParams:
+        check_views(self.views, self.augment)
         return self
 
 

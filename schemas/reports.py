@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.labelset import CodecName, Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
 from softlabel.schemas.soft_targets import SmoothingSigns, SoftTargetProfile, TargetsAtTemperature
@@ -43,14 +44,16 @@ class InferReport(Record):
     busy: seconds that each step worked; bound: the step that worked longest.
     teacher_accuracy: share of rows with a hard label whose top-1 equals it, null without any.
     limit: of how many samples a partial set is, null for a whole one. rejects: samples of the
-    source that could not be used and were left out. partition: which share of the shards was made,
-    null for all. shards_missing: those of other shares that do not stand yet; where there are any,
-    rows, shards, bytes and what was measured are those of this share.
+    source that could not be used and were left out. views: label rows a sample, which all rows
+    here are counted by. partition: which share of the shards was made, null for all.
+    shards_missing: those of other shares that do not stand yet; where there are any, rows, shards,
+    bytes and what was measured are those of this share.
     """
 
     output: Path
     identity_sha256: str
     limit: int | None = None
+    views: int = 1
     rows: int
     rows_written: int
     rejects: int = 0
@@ -70,13 +73,17 @@ class InferReport(Record):
 
 
 class InferPreview(Record):
-    """What 'infer' would do, of `--dry-run`: nothing was written, the teacher did not run."""
+    """What 'infer' would do, of `--dry-run`: nothing was written, the teacher did not run.
+
+    rows: label rows, `views` a sample.
+    """
 
     output: Path
     identity_sha256: str
     codec: CodecName
     layout: Layout
     limit: int | None
+    views: int = 1
     rows: int
     rows_to_write: int
     shards_to_write: int
@@ -95,11 +102,11 @@ class Loss(Record):
 class CodecTrial(Record):
     """What one codec would make of a source, measured on a sample of it.
 
-    bytes_per_sample: of a shard as written. bytes: of the whole label set. kl: to the teacher's
-    float32 logits, in nats, and tv: total variation, by temperature. top1_agreement: share of rows
-    whose arg-max is the teacher's. samples_per_second: encoded. seconds: of the whole run, reading,
-    teacher, encoding and writing one after the other. fits: the mean KL is within max_kl at every
-    temperature.
+    bytes_per_sample: of a label row in a shard as written. bytes: of the whole label set. kl: to
+    the teacher's float32 logits, in nats, and tv: total variation, by temperature. top1_agreement:
+    share of rows whose arg-max is the teacher's. samples_per_second: encoded. seconds: of the whole
+    run, reading, teacher, encoding and writing one after the other. fits: the mean KL is within
+    max_kl at every temperature.
     """
 
     name: str
@@ -117,7 +124,7 @@ class CodecTrial(Record):
 
 
 class CodecPlanReport(Record):
-    """What 'plan' measured. rows: of the source; sampled: those that were tried.
+    """What 'plan' measured. rows: of the label set, `views` a sample; sampled: those tried.
 
     recommended: name of the trial with the fewest bytes that fits, and command: the 'infer' that
     does it; null where none fits. notes: what else to know, a line each.
@@ -125,6 +132,7 @@ class CodecPlanReport(Record):
 
     teacher: tuple[Path, ...]
     source: Path
+    views: int = 1
     rows: int
     sampled: int
     classes: int
@@ -363,12 +371,13 @@ class InspectReport(Record):
     """What a label set holds. entropy: mean entropy of the soft targets in nats, by temperature.
 
     ensemble: how several teachers made it in one pass, else null. making: the command that made
-    it. derived: from which sets it came, null where teachers made it. positions: those of all rows
-    where rows are sequences, else null. features: width of the stored inner output, null without
-    one. reference: what kl_mean is the KL to. labelled: rows (positions) with a hard label.
-    label_accuracy: share of these whose top-1 equals it, null without any. targets: the soft
-    targets at each recorded temperature. signs: of teachers trained with label smoothing, null
-    where the set cannot tell. rejects: samples of the source that are left out.
+    it. derived: from which sets it came, null where teachers made it. augment: what made its views,
+    null where it is of plain pictures; seed: of these. positions: those of all rows where rows are
+    sequences, else null. features: width of the stored inner output, null without one. reference:
+    what kl_mean is the KL to. labelled: rows (positions) with a hard label. label_accuracy: share
+    of these whose top-1 equals it, null without any. targets: the soft targets at each recorded
+    temperature. signs: of teachers trained with label smoothing, null where the set cannot tell.
+    rejects: samples of the source that are left out.
     """
 
     labels: Path
@@ -383,6 +392,8 @@ class InspectReport(Record):
     rows: int
     rejects: int = 0
     views: int
+    augment: Augmentation | None
+    seed: int
     positions: int | None
     features: int | None
     shards: int

@@ -37,16 +37,18 @@ RunTeacher = Callable[[Array], TeacherOutput]
 
 @dataclass(frozen=True, slots=True)
 class SampleBlock:
-    """N samples in source order.
+    """N samples in source order, or N views of samples, those of one sample together.
 
     keys: unique strings, `[N]`. inputs: uint8 pictures, `[N, height, width, channels]`, or of
     tables a structured array `[N]` with a field of numbers for each named input.
-    labels: int32 hard labels, `[N]`, null where unknown.
+    labels: int32 hard labels, `[N]`, null where unknown. views: their numbers, uint16 `[N]`, or
+    None where samples have one.
     """
 
     keys: pa.StringArray
     inputs: Array
     labels: pa.Int32Array
+    views: npt.NDArray[np.uint16] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,9 +64,15 @@ class SampleBlock:
             self.keys.slice(first, rows),
             self.inputs[first : first + rows],
             self.labels.slice(first, rows),
+            None if self.views is None else self.views[first : first + rows],
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> SampleBlock:
         """The samples `rows`, in that order."""
         numbers = pa.array(rows)
-        return SampleBlock(self.keys.take(numbers), self.inputs[rows], self.labels.take(numbers))
+        return SampleBlock(
+            self.keys.take(numbers),
+            self.inputs[rows],
+            self.labels.take(numbers),
+            None if self.views is None else self.views[rows],
+        )

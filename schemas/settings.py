@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from softlabel.schemas.augment import TRANSFORMS
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.params import Params
 
@@ -104,7 +105,7 @@ def _validate(
             return model.model_construct()
     by_flag = [p for p in problems if p["loc"] and p["loc"][0] in (flags or {})]
     in_file = [p for p in problems if p not in by_flag]
-    lines = [f"{_flag(p)}: {_reason(p)}" for p in by_flag]
+    lines = [f"{_flag(p)}: {_reason(model, p)}" for p in by_flag]
     if in_file:
         named = "; ".join(_one_problem(model, section, problem) for problem in in_file)
         lines.append(f"{where}: {named}")
@@ -127,18 +128,25 @@ def _with_words(problems: Sequence[Any]) -> list[Any]:
 
 def _one_problem(model: type[BaseModel], section: str, problem: Any) -> str:
     path = ".".join([section, *(str(part) for part in problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown parameter{_nearest(str(problem['loc'][-1]), model.model_fields)}"
     if problem["type"] == "missing":
         return f"{path}: is missing; set it there or pass {_flag(problem)}"
-    return f"{path}: {_reason(problem)}"
+    return f"{path}: {_reason(model, problem)}"
 
 
 def _flag(problem: Any) -> str:
     return "--" + str(problem["loc"][0]).replace("_", "-")
 
 
-def _reason(problem: Any) -> str:
+def _reason(model: type[BaseModel], problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        *place, name = (str(part) for part in problem["loc"])
+        owner = TRANSFORMS.get(place[-1], model) if place else model
+        kind = "parameter" if owner is model else f"argument {name!r} of {place[-1]}"
+        return f"unknown {kind}{_nearest(name, owner.model_fields)}"
+    if problem["type"].startswith("union_tag"):
+        given = problem.get("ctx", {}).get("tag")
+        unknown = "names no transform" if given is None else f"unknown transform {given!r}"
+        return f"{unknown}{_nearest(given or '', TRANSFORMS)}"
     reason = str(problem["msg"].removeprefix("Value error, "))
     if not problem["loc"]:
         return reason

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -249,7 +249,9 @@ def _parameter(name: str, kind: Any, default: Any, flag: str, text: str) -> insp
 
 
 def _flag_type(annotation: Any) -> Any:
-    """What typer shall parse for a field: optional ones bare, tuples repeated, dicts as JSON."""
+    """What typer shall parse for a field: optional ones bare, tuples repeated, JSON as text."""
+    if _is_json(annotation):
+        return str
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
@@ -259,11 +261,19 @@ def _flag_type(annotation: Any) -> Any:
         return annotation
     if origin is tuple:
         return list[_flag_type(get_args(annotation)[0])]  # type: ignore[misc]
-    if origin is dict:
-        return str
     if hasattr(annotation, "__metadata__"):
         return _flag_type(annotation.__origin__)
     return annotation
+
+
+def _is_json(annotation: Any) -> bool:
+    """Whether a flag takes JSON: a mapping, or a list of records."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated or (origin is tuple and inner):
+        return _is_json(inner[0])
+    if origin is UnionType:
+        return all(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in inner)
+    return origin is dict
 
 
 def _default_text(info: FieldInfo) -> str:
@@ -279,7 +289,7 @@ def _default_text(info: FieldInfo) -> str:
 def _overrides(verb: str, fields: dict[str, FieldInfo], flags: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     for name, value in given.items():
-        if get_origin(fields[name].annotation) is dict:
+        if _is_json(fields[name].annotation):
             try:
                 given[name] = json.loads(value)
             except ValueError as error:

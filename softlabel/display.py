@@ -110,12 +110,12 @@ def _export(report: Any) -> str:
 
 def _plan(report: Any) -> str:
     lines = [
-        f"tried on {report.sampled:,} of {report.rows:,} samples of {report.source}, "
-        f"{report.classes:,} classes",
+        f"tried on {report.sampled:,} of {report.rows:,} {_unit(report)}s of {report.source}"
+        f"{_a_sample(report)}, {report.classes:,} classes",
         f"teacher {', '.join(map(str, report.teacher))} on {report.device}: "
-        f"{report.teacher_samples_per_second:,.0f} samples/s",
+        f"{report.teacher_samples_per_second:,.0f} {_unit(report)}s/s",
         "",
-        f"{'codec':<17}{'bytes/sample':>13}{'whole set':>12}{'same top-1':>12}"
+        f"{'codec':<17}{'bytes/' + _unit(report):>13}{'whole set':>12}{'same top-1':>12}"
         f"{'encoded/s':>12}{'whole run':>11}",
     ]
     for trial in report.trials:
@@ -155,6 +155,15 @@ def _losses(report: Any, what: str, title: str) -> list[str]:
     return lines
 
 
+def _unit(report: Any) -> str:
+    """What a label row is of: a sample, or one of its views."""
+    return "sample" if report.views == 1 else "view"
+
+
+def _a_sample(report: Any) -> str:
+    return "" if report.views == 1 else f" ({report.views} a sample)"
+
+
 def _size(size: float) -> str:
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(len(units) - 1, int(math.log(max(size, 1), 1024)))
@@ -169,8 +178,8 @@ def _duration(seconds: float) -> str:
 
 def _infer(report: Any) -> str:
     lines = [
-        f"wrote {report.output}: {report.rows:,} rows in {report.shards} shards, "
-        f"{report.bytes / 2**20:.2f} MiB, identity {report.identity_sha256[:12]}"
+        f"wrote {report.output}: {report.rows:,} rows{_of_views(report)} in {report.shards} "
+        f"shards, {report.bytes / 2**20:.2f} MiB, identity {report.identity_sha256[:12]}"
     ]
     if report.limit is not None:
         lines.append(f"a partial set: the first {report.limit:,} samples of the source")
@@ -186,8 +195,8 @@ def _infer(report: Any) -> str:
         share = report.busy["teacher"] / report.seconds
         lines.append(
             f"labelled {report.rows_written:,} rows in {report.seconds:.1f} s "
-            f"({report.samples_per_second:,.0f} samples/s), teacher busy {share:.0%} of the time, "
-            f"bounded by: {report.bound}"
+            f"({report.samples_per_second:,.0f} {_unit(report)}s/s), teacher busy {share:.0%} of "
+            f"the time, bounded by: {report.bound}"
         )
     else:
         lines.append("nothing to do: every shard stood already")
@@ -211,8 +220,8 @@ def _infer_preview(report: Any) -> str:
     begun = f", {report.shards_kept} of them stand" if report.shards_kept else ""
     part = "" if report.limit is None else ", a partial set"
     lines = [
-        f"{report.output} would hold {report.rows:,} rows{part}, {report.codec} {report.layout}, "
-        f"identity {report.identity_sha256[:12]}",
+        f"{report.output} would hold {report.rows:,} rows{_of_views(report)}{part}, {report.codec} "
+        f"{report.layout}, identity {report.identity_sha256[:12]}",
         f"to label: {report.rows_to_write:,} rows in {_count(report.shards_to_write, 'shard')}"
         f"{begun}, on {report.device} ({report.provider})",
         "nothing was written; leave --dry-run to do it, 'softlabel plan' tells sizes and times",
@@ -260,6 +269,7 @@ def _inspect(report: Any) -> str:
         f"teacher  {' '.join(report.teacher_sha256)}",
         *_ensemble_lines(report.ensemble),
         f"made by  {report.making.command}",
+        *_view_lines(report),
         *_derivation_lines(report.derived),
     ]
     lines += _rejects(report)
@@ -309,10 +319,14 @@ def _row_words(report: Any) -> str:
     words = _count(report.rows, "row")
     if report.positions is not None:
         words = f"{_count(report.rows, 'sequence')} with {_count(report.positions, 'position')}"
+    return words + _of_views(report)
+
+
+def _of_views(report: Any) -> str:
     if report.views == 1:
-        return words
+        return ""
     samples = _count(report.rows // report.views, "sample")
-    return f"{words} ({samples}, {report.views} views each)"
+    return f" ({samples}, {report.views} views each)"
 
 
 def _count(number: int, word: str) -> str:
@@ -326,6 +340,27 @@ def _features_words(report: Any) -> str:
 def _class_words(classes: Any) -> str:
     shown = ", ".join(classes[:10])
     return shown if len(classes) <= 10 else f"{shown} and {len(classes) - 10:,} more"
+
+
+def _view_lines(report: Any) -> list[str]:
+    made = report.augment
+    if made is None:
+        return []
+    steps = []
+    for transform in made.transforms:
+        arguments = transform.model_dump(exclude={"name"}, exclude_none=True)
+        shown = ", ".join(f"{name}={_argument(value)}" for name, value in arguments.items())
+        steps.append(f"{transform.name}({shown})")
+    return [
+        f"views    by seed {report.seed}: {', '.join(steps)}",
+        f"         with torchvision {made.torchvision}, torch {made.torch}, Pillow {made.pillow}",
+    ]
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_argument(item) for item in value)})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _derivation_lines(derived: Any) -> list[str]:

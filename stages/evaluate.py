@@ -112,11 +112,13 @@ def _measure(
 ) -> tuple[list[StudentMetrics], PairFigures | None]:
     """The figures of a run's members, and the churn between them."""
     metrics = [ClassifierMetrics(params.bins) for _ in members]
-    to_labels = [PairMetrics() for _ in members]
     churn = PairMetrics()
-    stored = _stored(labels, source, params.batch_size)
+    to_labels = [PairMetrics() for _ in members]
+    # What it says of views is asked for these pictures alone.
+    beside = labels if labels is not None and labels.manifest.identity.augment is None else None
+    stored = _stored(beside, source, params.batch_size)
     said = zip(*(_logits(member, fabric, params) for member in members), strict=True)
-    for batch, teacher in zip(said, stored, strict=labels is not None):
+    for batch, teacher in zip(said, stored, strict=beside is not None):
         for index, (logits, hard) in enumerate(batch):
             known = hard >= 0
             try:
@@ -131,6 +133,8 @@ def _measure(
             churn.add(first, second)
     if metrics[0].rows == 0:
         raise DataError(f"{source.path}: has no hard labels to measure on")
+    if labels is not None and beside is None:
+        to_labels = [_on_views(member, labels, fabric, params) for member in members]
     students = [_student_metrics(*parts) for parts in zip(members, metrics, to_labels, strict=True)]
     return students, churn.figures() if churn.rows else None
 
@@ -170,6 +174,19 @@ def _stored(labels: LabelSet | None, source: Source, batch_size: int) -> Iterato
         return
     for _, block in _labelled(labels, source).in_order(batch_size):
         yield block.logits()
+
+
+def _on_views(
+    student: _Student, labels: LabelSet, fabric: Fabric, params: EvaluateParams
+) -> PairMetrics:
+    """The student beside the label set, both of the augmented pictures that were labelled."""
+    pairs = PairMetrics()
+    joined = JoinedSamples(student.source.reopen(), labels)
+    said = _logits(student._replace(source=joined.source), fabric, params)
+    stored = joined.in_order(params.batch_size)
+    for (logits, _), (_, block) in zip(said, stored, strict=True):
+        pairs.add(block.logits(), logits)
+    return pairs
 
 
 def _labelled(labels: LabelSet, source: Source) -> JoinedSamples:

@@ -13,7 +13,7 @@ from softlabel.pipeline.inference.batch_size import settled_session
 from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
 from softlabel.pipeline.inference.extension import Grown, carry_over, grown
 from softlabel.pipeline.inference.plan import batches, limited, plan_shards, share_of
-from softlabel.pipeline.inference.prior import sampled_prior, spread_rows
+from softlabel.pipeline.inference.prior import sampled, sampled_prior
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.inference.task import Task, open_task
 from softlabel.pipeline.inference.usable import read_slots
@@ -92,6 +92,7 @@ def preview(params: InferParams, progress: Progress | None = None) -> InferPrevi
         codec=wanted.identity.codec,
         layout=wanted.layout,
         limit=wanted.limit,
+        views=wanted.identity.views,
         rows=sum(shard.rows for shard in (wanted if plan is None else plan).shards),
         rows_to_write=sum(shard.rows for shard in new),
         shards_to_write=len(new),
@@ -129,7 +130,7 @@ def _work(params: InferParams, progress: Progress) -> _Work:
         limit=limit,
         execution=session.record.model_copy(update={"pillow": task.source.pillow}),
         layout=params.layout,
-        shards=plan_shards(files, session.record.batch_size, params.shard_rows),
+        shards=plan_shards(files, session.record.batch_size, params.shard_rows, task.source.views),
     )
     return _Work(task, plan, head, run_teacher)
 
@@ -192,7 +193,8 @@ def _label(
     plan = _begin(params, folder, plan, begun, work.head, pending)
     busy = BusyTime()
     if pending:
-        progress.start("infer", sum(shard.rows for shard in pending), "samples")
+        unit = "samples" if source.views == 1 else "views"
+        progress.start("infer", sum(shard.rows for shard in pending), unit)
 
         def on_batch(rows: int) -> None:
             held.check()
@@ -293,12 +295,12 @@ def _try_teacher(
     rows = CHECKED_ROWS
     if params.allow_bad_teacher and params.on_bad_sample == "stop":
         rows = 1
-    sample = ShardPlan(name="sample", rows=rows, segments=tuple(spread_rows(files, rows)))
+    sample = sampled(files, rows, source.views)
     used = labelled = correct = 0
     rejects: list[Reject] = []
-    for segments in batches(sample, _batch_size(plan)):
+    for segments in batches(sample, _batch_size(plan), source.views):
         slots = read_slots(source, segments, params.on_bad_sample)
-        rejects += slots.rejects.values()
+        rejects += slots.left_out()
         usable = slots.run(run_teacher)
         if usable is None:
             continue
@@ -380,6 +382,7 @@ def _report(
         partition=params.partition,
         identity_sha256=manifest.identity_sha256,
         limit=manifest.limit,
+        views=manifest.identity.views,
         rows=manifest.rows,
         rows_written=rows,
         rejects=manifest.rejects.samples if manifest.rejects else 0,

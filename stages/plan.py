@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tempfile
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.codec_trial import Losses, Trial, try_packings
 from softlabel.pipeline.inference.plan import batches, plan_shards
-from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, spread_rows
+from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, sampled
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
 from softlabel.pipeline.inference.task import open_task
 from softlabel.pipeline.progress import Progress, Quiet
@@ -25,6 +26,7 @@ from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
 from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
+from softlabel.schemas.model import Record
 from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.reports import CodecPlanReport, CodecTrial, Loss
 from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
@@ -87,8 +89,8 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
 
 def _open(params: PlanParams, notes: list[str]) -> _World:
     task = open_task(params)
-    sample = _sample(task.source, params.rows)
-    first = task.source.read(next(batches(sample, params.batch_size)))
+    sample = sampled(task.source.files, params.rows, params.views)
+    first = task.source.read(next(batches(sample, params.batch_size, params.views)))
     session, end = _session(params, task.teachers, first, notes)
     identity = task.identity(params.temperatures, "dense-f32")
     run_teacher = in_class_order(session.run, task.order)
@@ -142,7 +144,7 @@ def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, 
     classes = len(world.identity.classes)
     priors = {k: TailPrior(classes, k) for k in TOPK if k < classes}
     if priors:
-        sample = _sample(world.source, PRIOR_ROWS)
+        sample = sampled(world.source.files, PRIOR_ROWS, params.views)
         progress.start("class prior", sample.rows, "samples")
         for _, output in _outputs(params, world, sample, progress, _Clock()):
             d = shift_output(output).d
@@ -151,18 +153,11 @@ def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, 
     return {k: prior.logits() for k, prior in priors.items()}
 
 
-def _sample(source: Source, rows: int) -> ShardPlan:
-    segments = tuple(spread_rows(source.files, rows))
-    return ShardPlan(
-        name="sample", rows=sum(segment.rows for segment in segments), segments=segments
-    )
-
-
 def _outputs(
     params: PlanParams, world: _World, sample: ShardPlan, progress: Progress, clock: _Clock
 ) -> Iterator[tuple[SampleBlock, TeacherOutput]]:
     """The samples and what the teacher says of them. Raises DataError, naming the key, for NaN."""
-    for segments in batches(sample, params.batch_size):
+    for segments in batches(sample, params.batch_size, params.views):
         begin = time.perf_counter()
         samples = world.source.read(segments)
         read = time.perf_counter()
@@ -177,9 +172,9 @@ def _outputs(
 
 def _measured(params: PlanParams, world: _World, clock: _Clock, trial: Trial) -> CodecTrial:
     identity = trial.packing.identity
-    shards = plan_shards(world.source.files, params.batch_size, params.shard_rows)
+    shards = plan_shards(world.source.files, params.batch_size, params.shard_rows, params.views)
     head = world.head.to_bytes() if world.head and identity.codec == "factored" else b""
-    rows = world.source.rows
+    rows = world.source.rows * params.views
     busy = clock.read + clock.teacher + trial.encode_seconds + trial.write_seconds
     kl = {str(T): _loss(values) for T, values in trial.kl.items()}
     return CodecTrial(
@@ -237,7 +232,8 @@ def _report(
     return CodecPlanReport(
         teacher=params.teacher,
         source=params.source,
-        rows=world.source.rows,
+        views=params.views,
+        rows=world.source.rows * params.views,
         sampled=world.sample.rows,
         classes=len(world.identity.classes),
         temperatures=params.temperatures,
@@ -264,6 +260,15 @@ def _command(params: PlanParams, trial: CodecTrial) -> str:
             flags[name] = value
     words = ["softlabel", "infer"]
     for name, value in flags.items():
-        for item in value if isinstance(value, tuple) else (value,):
-            words += [f"--{name.replace('_', '-')}", str(item)]
+        for item in _words(value):
+            words += [f"--{name.replace('_', '-')}", item]
     return shlex.join(words)
+
+
+def _words(value: object) -> list[str]:
+    """What a flag is given, once or several times; a list of records once, as JSON."""
+    if not isinstance(value, tuple):
+        return [str(value)]
+    if all(isinstance(item, Record) for item in value):
+        return [json.dumps([item.model_dump(mode="json") for item in value])]
+    return [str(item) for item in value]

@@ -20,6 +20,7 @@ from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Identity, Manifest, Segment
 
@@ -34,8 +35,10 @@ def why_not_replayed(manifest: Manifest) -> str | None:
         return f"not replayed: made by merge from {members} label sets; verify each of those"
     if manifest.identity.epoch is not None:
         return "not replayed: a student said these while it trained; no file can be asked again"
-    if manifest.identity.views > 1 or manifest.identity.positions:
-        return "not replayed: views and sequences cannot be made again from a source of pictures"
+    if manifest.identity.positions:
+        return "not replayed: sequences cannot be made again from a source of pictures"
+    if manifest.identity.views > 1 and manifest.identity.augment is None:
+        return "not replayed: the set does not say how its views were made"
     return None
 
 
@@ -49,17 +52,17 @@ def is_subset(manifest: Manifest, source: Source) -> bool:
 def stored_rows(
     labels: LabelSet, source: Source, rows: int, seed: int
 ) -> tuple[Pixels, LabelBlock]:
-    """Random samples of a set: their pictures `[N, H, W, C]`, found by key, and their labels."""
-    views = labels.views
-    samples = len(labels) // views
-    chosen = np.random.default_rng(seed).permutation(samples)[:rows] * views
+    """Random rows of a set: their pictures `[N, H, W, C]`, found by key, and their labels."""
+    chosen = np.random.default_rng(seed).permutation(len(labels))[:rows]
     reader = RowReader(labels)
     # In stored order, so that no row group is read twice, and then in random order again: rows that
     # stand together may be of one class, and the negative control would see no difference.
     stored = np.sort(chosen)
     parts = [part for row in stored.tolist() for part in reader.read(row, row + 1)]
     block = concat_blocks(parts).take(np.searchsorted(stored, chosen))
-    return _pictures(source, block.keys), block
+    views = np.zeros(len(block), np.uint16) if block.views is None else block.views
+    source = replayed(source, labels.manifest.identity, labels.folder)
+    return _pictures(source, block.keys, views), block
 
 
 def features_difference(made: Floats, stored: npt.NDArray[np.float16]) -> float:
@@ -89,15 +92,16 @@ def _decoded(codec: Codec, logits: Floats, T: float) -> Floats:
     return codec.logits({**rows.columns, "top1": rows.top1}, T)
 
 
-def _pictures(source: Source, keys: pa.StringArray) -> Pixels:
+def _pictures(source: Source, keys: pa.StringArray, views: npt.NDArray[np.uint16]) -> Pixels:
+    """The picture of each key in each of these views."""
     segments = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
     places = pc.index_in(keys, source.keys(segments)).to_numpy()
     starts = np.cumsum([0, *(file.rows for file in source.files)])
     pictures: dict[int, Pixels] = {}
     # In the source's order, so that no row group is read twice.
-    for place in np.sort(places).tolist():
+    for place in np.unique(places).tolist():
         number = int(np.searchsorted(starts, place, side="right")) - 1
         first = place - int(starts[number])
         segment = Segment(source=source.files[number].name, first=first, rows=1)
-        pictures[place] = source.read([segment]).inputs[0]
-    return np.stack([pictures[place] for place in places.tolist()])
+        pictures[place] = source.read([segment]).inputs
+    return np.stack([pictures[place][view] for place, view in zip(places, views, strict=True)])

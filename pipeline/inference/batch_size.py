@@ -53,7 +53,10 @@ def settled_session(
     def at_size(size: int) -> RunTeacher:
         return session.resized(size).run
 
-    return session.resized(fastest_batch_size(at_size, task.blank, task.source.rows, progress))
+    rows = task.source.rows * task.source.views
+    fastest = fastest_batch_size(at_size, task.blank, rows, progress)
+    # All views of a sample go together.
+    return session.resized(max(fastest, task.source.views))
 
 
 def fastest_batch_size(

@@ -110,7 +110,9 @@ def _add(trial: Trial, writer: ShardWriter, samples: SampleBlock, output: Teache
         trial.refused = f"{error.args[0]} (key {samples.keys[error.args[1]].as_py()!r})"
         return
     encoded = time.perf_counter()
-    block = LabelBlock(samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec)
+    block = LabelBlock(
+        samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec, samples.views
+    )
     writer.append(block)
     trial.encode_seconds += encoded - begin
     trial.write_seconds += time.perf_counter() - encoded

@@ -78,7 +78,8 @@ def grown(folder: Path, wanted: Plan, shard_rows: int, *, allow_mixed: bool) -> 
     new = [file for file in wanted.identity.source if file not in known]
     assert wanted.execution is not None
     size = wanted.execution.batch_size
-    added = plan_shards(new, size, shard_rows, len(standing.shards))
+    views, first = wanted.identity.views, len(standing.shards)
+    added = plan_shards(new, size, shard_rows, views, first=first)
     update = {
         "making": EXTENDED,
         "prior": standing.prior,

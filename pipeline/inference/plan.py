@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.labelset import Plan, Segment, ShardPlan, SourceFile
 
 GROUP_BATCHES = 16
 
 
 def plan_shards(
-    source: Sequence[SourceFile], batch_size: int, shard_rows: int, first: int = 0
+    source: Sequence[SourceFile],
+    batch_size: int,
+    shard_rows: int,
+    views: int = 1,
+    *,
+    first: int = 0,
 ) -> tuple[ShardPlan, ...]:
-    """One label shard a source shard, in source order.
+    """One label shard a source shard, in source order; `views` label rows a sample.
 
     A source shard of more than `shard_rows` rows is split into ranges of that many, rounded up to
-    whole batches; consecutive ones of fewer than 16 batches are grouped until they reach 16. first:
-    number of the first label shard.
+    whole batches; consecutive ones of fewer than 16 batches are grouped until they reach 16. A
+    batch holds all views of its samples. first: number of the first label shard.
     """
-    limit = -(-shard_rows // batch_size) * batch_size
-    enough = min(GROUP_BATCHES * batch_size, limit)
+    samples = batch_samples(batch_size, views)
+    limit = -(-shard_rows // samples) * samples
+    enough = min(GROUP_BATCHES * samples, limit)
     shards: list[tuple[Segment, ...]] = []
     group: list[Segment] = []
     for segment in _ranges(source, limit):
@@ -36,7 +43,7 @@ def plan_shards(
     return tuple(
         ShardPlan(
             name=f"part-{index:05d}",
-            rows=sum(segment.rows for segment in segments),
+            rows=views * sum(segment.rows for segment in segments),
             segments=segments,
         )
         for index, segments in enumerate(shards, first)
@@ -62,8 +69,25 @@ def limited(source: Sequence[SourceFile], rows: int | None) -> tuple[SourceFile,
     return tuple(kept)
 
 
-def batches(shard: ShardPlan, batch_size: int) -> Iterator[tuple[Segment, ...]]:
-    """The shard's rows in batches of `batch_size`; only its last batch may be smaller."""
+def batch_samples(batch_size: int, views: int) -> int:
+    """Samples in a batch of `batch_size` label rows at most.
+
+    Raises ParameterError where the views of one do not fit.
+    """
+    if views > batch_size:
+        raise ParameterError(
+            f"the {views} views of a sample do not fit into a batch of {batch_size}; pass "
+            f"--batch-size {views} or more"
+        )
+    return batch_size // views
+
+
+def batches(shard: ShardPlan, batch_size: int, views: int = 1) -> Iterator[tuple[Segment, ...]]:
+    """The shard's source rows in batches of `batch_size` label rows; only the last may be smaller.
+
+    Where the batch size is no multiple of `views`, all of them are smaller by the rest.
+    """
+    batch_size = batch_samples(batch_size, views)
     batch: list[Segment] = []
     room = batch_size
     for segment in shard.segments:

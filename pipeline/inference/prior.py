@@ -39,10 +39,8 @@ def sampled_prior(
     target.
     """
     prior = TailPrior(len(source.classes), k)
-    segments = spread_rows(source.files, PRIOR_ROWS)
-    rows = sum(segment.rows for segment in segments)
-    sample = ShardPlan(name="sample", rows=rows, segments=tuple(segments))
-    for batch in batches(sample, batch_size):
+    sample = sampled(source.files, PRIOR_ROWS, source.views)
+    for batch in batches(sample, batch_size, source.views):
         usable = read_slots(source, batch, on_bad).run(run_teacher)
         if usable is None:
             continue
@@ -96,6 +94,13 @@ class TailPrior:
         shares[~known] = highest
         logits = TEMPERATURE * np.log(np.maximum(shares / highest, LEAST_SHARE))
         return tuple(np.round(logits, DECIMALS).tolist())
+
+
+def sampled(files: Sequence[SourceFile], rows: int, views: int = 1) -> ShardPlan:
+    """Samples spread over the files, with about `rows` label rows in all."""
+    segments = tuple(spread_rows(files, -(-rows // views)))
+    count = views * sum(segment.rows for segment in segments)
+    return ShardPlan(name="sample", rows=count, segments=segments)
 
 
 def spread_rows(files: Sequence[SourceFile], rows: int) -> list[Segment]:

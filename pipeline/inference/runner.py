@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -60,10 +61,11 @@ class BusyTime:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What the teacher said of samples: their keys, hard labels, and its output."""
+    """What the teacher said of samples: their keys, hard labels and views, and its output."""
 
     keys: pa.StringArray
     labels: pa.Int32Array
+    views: npt.NDArray[np.uint16] | None
     output: TeacherOutput
 
 
@@ -108,7 +110,7 @@ def label_shards(
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
-    every written batch's samples. on_bad: what to do with one that cannot be used; skipped ones
+    every written batch's label rows. on_bad: what to do with one that cannot be used; skipped ones
     stand in their shard's receipt. Raises DataError for such a one, for non-finite logits and for
     a key that appears twice in a shard.
     """
@@ -135,7 +137,7 @@ def _read(
     busy: BusyTime,
 ) -> Iterator[tuple[ShardPlan, Slots]]:
     for shard in shards:
-        for segments in batches(shard, batch_size):
+        for segments in batches(shard, batch_size, source.views):
             begin = time.perf_counter()
             slots = read_slots(source, segments, on_bad)
             busy.decode += time.perf_counter() - begin
@@ -155,8 +157,8 @@ def _run(
             said = None
             if usable is not None:
                 samples, output = usable
-                said = _Said(samples.keys, samples.labels, output)
-            yield _Batch(shard, slots.samples.keys, slots.rejects.values(), said)
+                said = _Said(samples.keys, samples.labels, samples.views, output)
+            yield _Batch(shard, slots.samples.keys, slots.left_out(), said)
 
 
 def _encode(
@@ -208,9 +210,11 @@ def _joined(parts: list[_Said]) -> _Said:
         return first
     outputs = [part.output for part in parts]
     features = [output.features for output in outputs if output.features is not None]
+    views = [part.views for part in parts if part.views is not None]
     return _Said(
         pa.concat_arrays([part.keys for part in parts]),
         pa.concat_arrays([part.labels for part in parts]),
+        np.concatenate(views) if views else None,
         TeacherOutput(
             np.concatenate([output.logits for output in outputs]),
             np.concatenate(features) if features else None,
@@ -231,6 +235,7 @@ def _labelled(said: _Said, packing: Packing) -> LabelBlock:
         rows.shift,
         rows.columns,
         packing.codec,
+        views=said.views,
         features=features,
     )
 
@@ -260,7 +265,8 @@ def _write_shard(
             if current.block is not None:
                 writer.append(current.block)
             busy.write += time.perf_counter() - begin
-            keys.append(current.keys)
+            # A sample's views stand together.
+            keys.append(current.keys.take(pa.array(np.arange(0, len(current.keys), source.views))))
             rejects += current.rejects
             on_batch(len(current.keys))
             current = next(encoded, None)

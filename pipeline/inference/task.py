@@ -10,8 +10,10 @@ from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source, fitted_input
+from softlabel.pipeline.sources.views import augmentation_here
 from softlabel.pipeline.teachers.ensemble import Teachers, open_teachers
 from softlabel.pipeline.teachers.head import LinearEnd
+from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.labelset import CodecName, Identity, Tail
 from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.sample import Array
@@ -19,11 +21,16 @@ from softlabel.schemas.sample import Array
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The source has pictures of the teachers' size. order: see `Identity.class_map`."""
+    """The source has pictures of the teachers' size, or their views.
+
+    order: see `Identity.class_map`. augment, seed: see `Identity`.
+    """
 
     teachers: Teachers
     source: Source
     order: tuple[int, ...] | None
+    augment: Augmentation | None
+    seed: int
 
     def head(self, end: LinearEnd | None) -> Head | None:
         """The teacher's last layer with its classes in the source's order; None without one."""
@@ -66,6 +73,9 @@ class Task:
             probability_floor=spec.probability_floor,
             ensemble=self.teachers.record(),
             source=self.source.files,
+            views=self.source.views,
+            seed=self.seed,
+            augment=self.augment,
             temperatures=temperatures,
             codec=codec,
             k=k,
@@ -79,7 +89,8 @@ class Task:
 def open_task(params: InferParams | PlanParams) -> Task:
     """Open both and compare their classes by name; a source without names takes the teacher's.
 
-    Raises ParameterError, and DataError where classes or the size of pictures differ.
+    With `augment` the source gives views. Raises ParameterError, DataError where classes or the
+    size of pictures differ, EnvironmentFault where views cannot be made here.
     """
     told = params.model_copy(update={"classes": read_class_names(params.classes)})
     source = open_source(params.source, params.workers)
@@ -88,4 +99,9 @@ def open_task(params: InferParams | PlanParams) -> Task:
     name = f"teacher {teachers.first.path}"
     source = source.fed(spec, name).naming(spec.classes)
     names = (name, f"source {params.source}")
-    return Task(teachers, source, class_map(spec.classes, source.classes, names))
+    order = class_map(spec.classes, source.classes, names)
+    if not params.augment:
+        return Task(teachers, source, order, augment=None, seed=0)
+    augment = augmentation_here(params.augment)
+    source = source.viewed(augment, params.seed, params.views)
+    return Task(teachers, source, order, augment, params.seed)

@@ -19,10 +19,14 @@ from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The samples of a batch, and those that are left out, by their slot."""
+    """The samples of a batch, and those that are left out, by their slot: a slot each view."""
 
     samples: SampleBlock
     rejects: Mapping[int, Reject]
+
+    def left_out(self) -> tuple[Reject, ...]:
+        """Those that are left out, each once."""
+        return tuple(dict.fromkeys(self.rejects.values()))
 
     def run(self, run_teacher: RunTeacher) -> tuple[SampleBlock, TeacherOutput] | None:
         """The samples that can be used, with what the teacher says of them; None without any."""

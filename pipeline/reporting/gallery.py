@@ -25,6 +25,7 @@ from PIL import Image
 from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
@@ -55,6 +56,7 @@ class Candidate:
     rival: int
     mass: float
     logits: npt.NDArray[np.float16]
+    view: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,10 @@ def _offers(block: LabelBlock, first: int, depth: int) -> Iterator[tuple[Group, 
             labelled, top1 = bool(known[row] >= 0), int(block.top1[row])
             key, kept = block.keys[int(row)].as_py(), logits[row].astype(np.float16)
             position = first + int(row)
+            view = None if block.views is None else int(block.views[row])
             yield (
                 (target, int(group_of[row])),
-                Candidate(position, key, target, labelled, top1, rival, mass, kept),
+                Candidate(position, key, target, labelled, top1, rival, mass, kept, view),
             )
 
 
@@ -240,22 +243,26 @@ def read_pictures(
 ) -> dict[int, npt.NDArray[np.uint8]]:
     """The pictures `[height, width, channels]` of the candidates, by their position.
 
-    Raises DataError, naming the key, where the source does not hold what was labelled.
+    source: framed for the teacher. Raises DataError, naming the key, where it does not hold what
+    was labelled; what `replayed` raises where views cannot be made.
     """
+    source = replayed(source, labels.manifest.identity, labels.folder)
     wanted = pa.array(sorted({candidate.key for candidate in candidates}), pa.string())
     pictures: dict[str, npt.NDArray[np.uint8]] = {}
     for file in source.files:
         keys = source.keys([Segment(source=file.name, first=0, rows=file.rows)])
         for row in np.flatnonzero(pc.is_in(keys, wanted).to_numpy(zero_copy_only=False)):
             block = source.read([Segment(source=file.name, first=int(row), rows=1)])
-            pictures[keys[int(row)].as_py()] = block.inputs[0]
+            pictures[keys[int(row)].as_py()] = block.inputs
     for candidate in candidates:
         if candidate.key not in pictures:
             raise DataError(
                 f"{source.path}: is not the source of {labels.folder}: it lacks key "
                 f"{candidate.key!r}, which the label set has; pass the source that was labelled"
             )
-    return {candidate.position: pictures[candidate.key] for candidate in candidates}
+    return {
+        candidate.position: pictures[candidate.key][candidate.view or 0] for candidate in candidates
+    }
 
 
 def png_data_uri(picture: npt.NDArray[np.uint8]) -> str:

@@ -67,8 +67,9 @@ def card(
     `picture` is uint8 `[height, width, channels]`.
     """
     at_choice = softmax(candidate.logits, CHOICE_TEMPERATURE)
+    view = "" if candidate.view is None else f" view {candidate.view}"
     return Card(
-        key=candidate.key,
+        key=candidate.key + view,
         target=classes[candidate.target],
         rival=classes[candidate.rival],
         rival_share=float(at_choice[candidate.rival]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -68,13 +68,24 @@ class Decoder:
 
         The rows of those are not filled.
         """
-        arrays = np.empty((len(pictures), *framing.shape), np.uint8)
+        return self.make_all(
+            len(pictures), framing.shape, lambda row: decode(pictures[row], framing)
+        )
+
+    def make_all(
+        self, rows: int, shape: tuple[int, ...], make: Callable[[int], Array]
+    ) -> tuple[Array, dict[int, str]]:
+        """What `make` gives for each row, uint8 `[rows, *shape]`; and the rows it refuses, why.
+
+        It refuses one by raising BadPicture.
+        """
+        arrays = np.empty((rows, *shape), np.uint8)
 
         def portion(first: int) -> dict[int, str]:
             bad = {}
-            for row in range(first, min(first + PORTION, len(pictures))):
+            for row in range(first, min(first + PORTION, rows)):
                 try:
-                    arrays[row] = decode(pictures[row], framing)
+                    arrays[row] = make(row)
                 except BadPicture as error:
                     bad[row] = error.reason
             return bad
@@ -84,35 +95,46 @@ class Decoder:
             self._start()
         run = map if self._pool is None else self._pool.map
         bad: dict[int, str] = {}
-        for found in run(portion, range(0, len(pictures), PORTION)):
+        for found in run(portion, range(0, rows, PORTION)):
             bad |= found
         return arrays, bad
 
 
 def decode(data: bytes | None, framing: Framing) -> Array:
     """One picture as uint8 `[height, width, channels]`. Raises BadPicture."""
-    if framing.channels not in (1, 3):
-        raise BadPicture(f"encoded pictures have 1 or 3 channels, {framing.channels} are wanted")
+    image = decoded(data, framing.channels)
+    return np.asarray(framed(image, framing), np.uint8).reshape(framing.shape)
+
+
+def decoded(data: bytes | None, channels: int) -> Image.Image:
+    """One picture in its own size, with one channel or three. Raises BadPicture."""
+    if channels not in (1, 3):
+        raise BadPicture(f"encoded pictures have 1 or 3 channels, {channels} are wanted")
     image = _opened(data)
     if image.mode in DEEP_MODES:
         raise BadPicture(
             f"the picture has more than eight bits a channel (mode {image.mode}); convert it"
         )
     try:
-        framed = _framed(_converted(image, framing.channels), framing)
-    except (BadPicture, MemoryError):
+        return _converted(image, channels)
+    except MemoryError:
         raise
     # Whatever a damaged file makes Pillow's readers stumble over, struct.error and KeyError too.
     except Exception as error:
         raise _undecodable(error) from error
-    if framed.size != (framing.width, framing.height):
-        width, height = framed.size
+
+
+def framed(image: Image.Image, framing: Framing) -> Image.Image:
+    """The decoded picture in the framing's size. Raises BadPicture."""
+    if framing.interpolation is not None:
+        image = _scaled_and_cropped(image, framing, Image.Resampling[framing.interpolation.upper()])
+    if image.size != (framing.width, framing.height):
         raise BadPicture(
-            f"the picture is {height}x{width}, {framing.height}x{framing.width} is wanted; pass "
-            "--interpolation (and --resize, to keep shapes) to the command that describes the "
-            "model: export, train-student, or infer for somebody else's ONNX file"
+            f"the picture is {image.height}x{image.width}, {framing.height}x{framing.width} is "
+            "wanted; pass --interpolation (and --resize, to keep shapes) to the command that "
+            "describes the model: export, train-student, or infer for somebody else's ONNX file"
         )
-    return np.asarray(framed, np.uint8).reshape(framing.shape)
+    return image
 
 
 def picture_shape(data: bytes | None) -> tuple[int, int, int]:
@@ -166,10 +188,9 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def _framed(image: Image.Image, framing: Framing) -> Image.Image:
-    if framing.interpolation is None:
-        return image
-    method = Image.Resampling[framing.interpolation.upper()]
+def _scaled_and_cropped(
+    image: Image.Image, framing: Framing, method: Image.Resampling
+) -> Image.Image:
     if framing.resize is None:
         return _scaled(image, (framing.width, framing.height), method)
     short = min(image.size)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
+from softlabel.pipeline.sources.views import Views
+from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Reject, Segment, SourceDigest, SourceFile
 from softlabel.schemas.sample import Array, SampleBlock
@@ -100,8 +102,9 @@ class Source:
     channels of every picture as `read` gives it. framing: how encoded pictures of any size come to
     that shape; None where pictures are stored as arrays, of `shape`. numbers: the columns of a
     table without pictures, else None; its shards are `NumberShard`s, and `read` gives a structured
-    array of what `fed` chose. decoder: who decodes; reopened readers share it. Not safe for use by
-    two threads at once; `reopen` gives each its own.
+    array of what `fed` chose. decoder: who decodes; reopened readers share it. maker: makes views
+    of the pictures, in their place. Not safe for use by two threads at once; `reopen` gives each
+    its own.
 
     Raises DataError where there are no samples.
     """
@@ -115,9 +118,11 @@ class Source:
         framing: Framing | None = None,
         decoder: Decoder | None = None,
         numbers: Mapping[str, Number] | None = None,
+        maker: Views | None = None,
     ) -> None:
         self.path = path
         self.numbers = numbers
+        self._maker = maker
         self._decoder = decoder or Decoder()
         self.classes = classes
         self._shards = {shard.name: shard for shard in shards}
@@ -141,6 +146,11 @@ class Source:
         return sum(file.rows for file in self.files)
 
     @property
+    def views(self) -> int:
+        """Augmented versions that there are of each sample; 1 without."""
+        return 1 if self._maker is None else self._maker.count
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of a picture. Raises DataError where there are none."""
         if self._shape is None:
@@ -157,7 +167,7 @@ class Source:
 
     def reopen(self) -> Source:
         """A second reader of the same source, for another thread."""
-        return self._with(self.classes, self.framing)
+        return self._with(self.classes, self.framing, self._maker)
 
     def fed(self, wanted: Fed, taker: str) -> Source:
         """The source as a teacher takes it: its pictures framed, or its numbers chosen by name.
@@ -172,9 +182,10 @@ class Source:
     def framed(self, wanted: Framing, taker: str) -> Source:
         """The source with pictures of the shape that `taker`, named in the error, wants.
 
-        Encoded ones are resized and cropped as `wanted` says. Raises DataError where they are
-        stored as arrays of another shape.
+        Encoded ones are resized and cropped as `wanted` says. Views are of one size: they come
+        after. Raises DataError where pictures are stored as arrays of another shape.
         """
+        assert self._maker is None, "a source with views was framed"
         if self.framing is None:
             if self.shape != wanted.shape:
                 raise DataError(
@@ -183,6 +194,25 @@ class Source:
                 )
             return self
         return self._with(self.classes, wanted)
+
+    def viewed(self, augmentation: Augmentation, seed: int, views: int) -> Source:
+        """The framed source with so many views of each sample in its place.
+
+        Raises DataError where samples are no pictures to torchvision, EnvironmentFault where it
+        is missing or of another release.
+        """
+        if self.numbers is not None:
+            raise DataError(
+                f"{self.path}: holds numbers, and views are of pictures; leave augment out"
+            )
+        height, width, channels = self.shape
+        if channels not in (1, 3):
+            raise DataError(
+                f"{self.path}: has pictures of {size(self.shape)}, and views are made of those "
+                "with 1 or 3; leave augment out"
+            )
+        framing = self.framing or Framing(height=height, width=width, channels=channels)
+        return self._with(self.classes, self.framing, Views(augmentation, seed, views, framing))
 
     def decoded_by(self, workers: int) -> Source:
         """The source with so many threads that decode; 0 for the caller's own."""
@@ -213,12 +243,16 @@ class Source:
 
     def naming(self, classes: Sequence[str]) -> Source:
         """The source with these class names where it has none of its own."""
-        return self if self.classes else self._with(tuple(classes), self.framing)
+        return self if self.classes else self._with(tuple(classes), self.framing, self._maker)
 
-    def _with(self, classes: tuple[str, ...], framing: Framing | None) -> Source:
+    def _with(
+        self, classes: tuple[str, ...], framing: Framing | None, maker: Views | None = None
+    ) -> Source:
         shards = [shard.reopen() for shard in self._shards.values()]
         shape = None if framing else self._shape
-        return Source(self.path, shards, classes, shape, framing, self._decoder, self.numbers)
+        return Source(
+            self.path, shards, classes, shape, framing, self._decoder, self.numbers, maker
+        )
 
     def digest(self, name: str) -> SourceDigest:
         """Size and SHA-256 of shard `name` as its bytes are now; computed once."""
@@ -235,7 +269,7 @@ class Source:
         return f"{self.path}: {name}" if "/" in name else str(self.path.with_name(name))
 
     def read(self, segments: Sequence[Segment]) -> SampleBlock:
-        """The samples of `segments`, one after the other.
+        """The samples of `segments`, one after the other; of a source of views all of each.
 
         Raises DataError, naming the key, where a shard or a picture cannot be read or a label is
         outside the classes.
@@ -250,8 +284,8 @@ class Source:
     def read_usable(self, segments: Sequence[Segment]) -> tuple[SampleBlock, dict[int, Reject]]:
         """The samples of `segments`, and those whose picture cannot be used, by their place.
 
-        In the place of such a picture stands the first of the others, zeros where there is none.
-        Raises DataError as `read` does, but for pictures.
+        Of a source of views the places are theirs. In the place of such a picture stands the first
+        of the others, zeros where there is none. Raises DataError as `read` does, but for pictures.
         """
         blocks: list[SampleBlock] = []
         rejects: dict[int, Reject] = {}
@@ -288,12 +322,19 @@ class Source:
                 first = end
         return ShardRows(pa.concat_arrays(keys), joined(pictures), pa.concat_arrays(labels))
 
-    def pictures(self, keys: pa.StringArray, stored: Pictures) -> Array:
+    def pictures(
+        self,
+        keys: pa.StringArray,
+        stored: Pictures,
+        views: npt.NDArray[np.integer] | None = None,
+    ) -> Array:
         """What `read_stored` gave as uint8 `[N, height, width, channels]`.
 
+        views: where the source is one of views, which one of each, `[N]`; by default the first.
         Raises DataError, naming the key, where a picture cannot be decoded.
         """
-        pixels, bad = self._decoded(stored)
+        chosen = np.zeros(len(keys), np.int64) if views is None else views
+        pixels, bad = self._decoded(keys, stored, chosen[:, None])
         for row, reason in bad.items():
             holders = (name for name, shard in self._shards.items() if _holds(shard, keys[row]))
             raise DataError(f"{self.place(next(holders))}: key {keys[row].as_py()!r}: {reason}")
@@ -318,17 +359,19 @@ class Source:
             first = segment.first
             for rows in shard.read(first, segment.rows):
                 self._check(shard, rows)
-                pixels, bad = self._decoded(rows.pictures)
+                numbers = np.tile(np.arange(self.views), (len(rows.keys), 1))
+                pixels, bad = self._decoded(rows.keys, rows.pictures, numbers)
                 rejects = {
-                    place: Reject(
+                    place * self.views + view: Reject(
                         key=rows.keys[place].as_py(),
                         source=shard.name,
                         row=first + place,
                         reason=reason,
                     )
                     for place, reason in bad.items()
+                    for view in range(self.views)
                 }
-                yield _Piece(SampleBlock(rows.keys, pixels, rows.labels), rejects)
+                yield _Piece(_block(rows, pixels, numbers), rejects)
                 first += len(rows.keys)
 
     def _opened_for(self, segment: Segment) -> SourceShard:
@@ -345,8 +388,15 @@ class Source:
             )
         return shard
 
-    def _decoded(self, pictures: Pictures) -> tuple[Array, dict[int, str]]:
-        """The pictures as arrays, and by row why one cannot be used."""
+    def _decoded(
+        self, keys: pa.StringArray, pictures: Pictures, numbers: npt.NDArray[np.integer]
+    ) -> tuple[Array, dict[int, str]]:
+        """The pictures as arrays, or their views; and by row why one cannot be used.
+
+        numbers: of each picture those of the wanted views, `[N, M]`, of no use without views.
+        """
+        if self._maker is not None:
+            return self._maker.make_all(pictures, keys, numbers, self._decoder)
         if isinstance(pictures, np.ndarray):
             return pictures, {}
         assert self.framing is not None
@@ -388,13 +438,26 @@ class Source:
         raise first
 
 
+def _block(rows: ShardRows, pixels: Array, numbers: npt.NDArray[np.integer]) -> SampleBlock:
+    """The rows with their pictures, or M views `[N * M, ...]` of each, of numbers `[N, M]`."""
+    samples, views = numbers.shape
+    if views == 1:
+        return SampleBlock(rows.keys, pixels, rows.labels)
+    again = pa.array(np.arange(samples).repeat(views))
+    return SampleBlock(
+        rows.keys.take(again), pixels, rows.labels.take(again), numbers.ravel().astype(np.uint16)
+    )
+
+
 def _concat(blocks: Sequence[SampleBlock]) -> SampleBlock:
     if len(blocks) == 1:
         return blocks[0]
+    views = [block.views for block in blocks if block.views is not None]
     return SampleBlock(
         pa.concat_arrays([block.keys for block in blocks]),
         np.concatenate([block.inputs for block in blocks]),
         pa.concat_arrays([block.labels for block in blocks]),
+        np.concatenate(views) if views else None,
     )
 
 

@@ -7,8 +7,8 @@ Pictures and labels wait as they are stored, and are decoded a batch at a time.
 
 A label set that is aligned with its source is read beside it, any other is asked for each key.
 Samples that it leaves out are not read, and stand in no epoch. Of a sample's V views an epoch
-takes one: number `(epoch + XXH3-64(key)) mod V`, so that every view has its turn and the samples
-do not change theirs all at once.
+takes one, the picture and its label: number `(epoch + XXH3-64(key)) mod V`, so that every view has
+its turn and the samples do not change theirs all at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
 from softlabel.pipeline.training.spans import Span, Steps
 from softlabel.schemas.errors import DataError
@@ -99,8 +100,9 @@ class JoinedSamples:
     over what a `topk` set kept as it is, and do not spread its tail over all classes. features:
     hand over the stored features, which the set must have.
 
-    Raises DataError where classes or source differ, a key that the set does not leave out has no
-    label of its own, or a sample has no hard label.
+    Where the labels are of views, the source gives these. Raises DataError where classes or source
+    differ, a key that the set does not leave out has no label of its own, or a sample has no hard
+    label; what `replayed` raises where the views cannot be made.
     """
 
     def __init__(
@@ -112,18 +114,22 @@ class JoinedSamples:
         sparse: bool = False,
         features: bool = False,
     ) -> None:
-        self._source = source
+        self._source = source if labels is None else _as_labelled(source, labels)
         self._labels = labels
         self._temperature = temperature
         self._sparse = sparse
         self._features = features
         if labels is not None:
-            _check_belongs(source, labels)
             labels.check_temperature(temperature)
         self._rejected = RejectedRows(() if labels is None else labels.rejects)
         self._samples = sum(_rows(unit) for unit in self._units(UNIT_ROWS))
         if not self._samples:
             raise DataError(f"{source.path}: no sample of it has labels, all were left out")
+
+    @property
+    def source(self) -> Source:
+        """The source as the labels are of it: with their views, where they are of views."""
+        return self._source
 
     @property
     def rows(self) -> int:
@@ -176,11 +182,15 @@ class JoinedSamples:
             first = end
 
     def in_order(self, batch_size: int) -> Iterator[tuple[SampleBlock, LabelBlock]]:
-        """Samples and labels in the source's order; a batch never crosses a source shard's end."""
-        for unit in self._units(batch_size):
+        """Samples and labels in the source's order; a batch never crosses a source shard's end.
+
+        Of views it gives all, those of a sample in one batch, which may be the larger for it.
+        """
+        for unit in self._units(max(1, batch_size // self._source.views)):
             samples = self._source.read(unit)
             every = np.arange(len(samples))
-            yield samples, self._labels_of(samples.keys, samples.labels, unit, 0, every)
+            views = every % self._source.views
+            yield samples, self._labels_of(samples.keys, samples.labels, unit, views, every)
 
     def _units(self, most: int) -> list[Unit]:
         units = (
@@ -217,29 +227,36 @@ class JoinedSamples:
             )
         block = None
         if self._labels is not None:
-            block = self._labels_of(stored.keys, stored.labels, unit, epoch, rows)
+            views = chosen_views(stored.keys, epoch, self._labels.views)
+            lines = rows * self._labels.views + views
+            block = self._labels_of(stored.keys, stored.labels, unit, views, lines)
         return _Rows(stored.keys, stored.pictures, stored.labels, block)
 
     def _batch(self, rows: _Rows) -> JoinedBatch:
-        pixels = self._source.pictures(rows.keys, rows.pictures)
+        views = None if rows.block is None else rows.block.views
+        pixels = self._source.pictures(rows.keys, rows.pictures, views)
         labels = rows.labels.to_numpy(zero_copy_only=False).astype(np.int64)
         return JoinedBatch(rows.keys, pixels, labels, rows.block)
 
     def _labels_of(
-        self, keys: pa.StringArray, hard: pa.Int32Array, unit: Unit, epoch: int, rows: Numbers
+        self,
+        keys: pa.StringArray,
+        hard: pa.Int32Array,
+        unit: Unit,
+        views: npt.NDArray[np.int64],
+        lines: Numbers,
     ) -> LabelBlock:
         """The labels of exactly these keys: a label belongs to a key, not to a position.
 
-        rows: which of the unit's rows they are.
+        lines: which of the unit's label rows they are.
         """
         assert self._labels is not None
-        views = chosen_views(keys, epoch, self._labels.views)
         if not self._labels.manifest.aligned:
             labels = self._labels.lookup(keys, views)
         else:
             labels = concat_blocks([self._labels.read_source(segment) for segment in unit])
-            if self._labels.views > 1 or len(rows) < _rows(unit):
-                labels = labels.take(rows * self._labels.views + views)
+            if len(lines) < len(labels):
+                labels = labels.take(lines)
             _check_joined(keys, labels, views, self._labels)
         _check_hard_labels(keys, hard, labels, self._labels)
         return labels
@@ -296,6 +313,12 @@ def _check_hard_labels(
         f"{hard[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
         "the source changed since, run 'softlabel infer' again"
     )
+
+
+def _as_labelled(source: Source, labels: LabelSet) -> Source:
+    """The source, giving the views that were labelled where it is views."""
+    _check_belongs(source, labels)
+    return replayed(source, labels.manifest.identity, labels.folder)
 
 
 def _check_belongs(source: Source, labels: LabelSet) -> None:

@@ -51,11 +51,15 @@ def validate(model: nn.Module, fabric: Fabric, validation: Validation | None) ->
 def predict(
     model: nn.Module, fabric: Fabric, source: Source, batch_size: int
 ) -> Iterator[tuple[Tensor, TrainingBatch]]:
-    """Logits `[N, classes]` on the CPU for every batch of `source`, in its order."""
+    """Logits `[N, classes]` on the CPU for every batch of `source`, in its order.
+
+    Of views all, those of a sample in one batch, which may be the larger for it.
+    """
     model.eval()
+    step = max(1, batch_size // source.views)
     for file in source.files:
-        for first in range(0, file.rows, batch_size):
-            rows = min(batch_size, file.rows - first)
+        for first in range(0, file.rows, step):
+            rows = min(step, file.rows - first)
             samples = source.read([Segment(source=file.name, first=first, rows=rows)])
             pixels = torch.from_numpy(samples.inputs.copy())
             with torch.no_grad(), fabric.autocast():

@@ -260,7 +260,7 @@ def test_a_set_with_views(
     forge(Path("copy"), source=files)
     report = verify("copy", "--source", "data/train")
     assert report["problems"] == []
-    assert "cannot be made again" in verify("copy", *SOURCE)["not_replayed"]
+    assert "does not say how its views were made" in verify("copy", *SOURCE)["not_replayed"]
     other = open_source(empty_project.source("data/other", shards=(5,), classes=CLASSES))
     forge(Path("copy"), source=other.files)
     faults = {p["kind"] for p in verify("copy", "--source", "data/other")["problems"]}

@@ -13,9 +13,11 @@ from softlabel.pipeline.shards.packing import folder_packing, make_packing
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.views import augmentation_here
 from softlabel.pipeline.training import join
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
 from softlabel.pipeline.training.spans import Span
+from softlabel.schemas.augment import HorizontalFlip
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
@@ -213,7 +215,10 @@ def shuffled(folder: Path, target: Path) -> LabelSet:
 
 def of_views(source: Source, target: Path, order: Sequence[int]) -> LabelSet:
     """Three views of each sample, in this order of samples; logits say `sample + 100 * view`."""
-    identity = make_identity(source).model_copy(update={"views": VIEWS})
+    # Views like the pictures themselves: their numbers can still be read.
+    augment = augmentation_here((HorizontalFlip(p=0),))
+    update = {"views": VIEWS, "augment": augment}
+    identity = make_identity(source).model_copy(update=update)
     packing = make_packing(identity)
     numbers = [number + 100 * view for number in order for view in range(VIEWS)]
     pixels = np.concatenate([samples(1, number).inputs for number in numbers])
