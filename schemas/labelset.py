@@ -167,8 +167,9 @@ class Identity(Record):
 class ExecutionRecord(Record):
     """What may move a label in its last bits: where and how the teacher ran.
 
-    options: of the provider, where they were told. pillow: the version that decoded the pictures,
-    null where they were stored as arrays.
+    options: of the provider, where they were told. packing: who packed the labels on the device,
+    null where the host did. pillow: the version that decoded the pictures, null where they were
+    stored as arrays.
     """
 
     provider: str
@@ -179,6 +180,7 @@ class ExecutionRecord(Record):
     onnxruntime: str
     cuda: str | None = None
     options: dict[str, str] | None = None
+    packing: str | None = None
     pillow: str | None = None
 
 

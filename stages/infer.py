@@ -36,6 +36,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.inner import InnerOutput
+from softlabel.pipeline.teachers.packed import Packer
 from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import CheckFailed, DataError, IdentityError, ParameterError
 from softlabel.schemas.labelset import (
@@ -63,6 +64,7 @@ class _Work:
     plan: Plan
     head: Head | None
     run_teacher: RunTeacher
+    packer: Packer | None
 
 
 def run(params: InferParams, progress: Progress | None = None) -> InferReport:
@@ -132,7 +134,7 @@ def _work(params: InferParams, progress: Progress) -> _Work:
         layout=params.layout,
         shards=plan_shards(files, session.record.batch_size, params.shard_rows, task.source.views),
     )
-    return _Work(task, plan, head, run_teacher)
+    return _Work(task, plan, head, run_teacher, session.packer(task.order))
 
 
 def _features(
@@ -212,6 +214,7 @@ def _label(
             folder,
             on_batch,
             params.on_bad_sample,
+            work.packer,
         )
     held.check()
     if params.share is None:

@@ -35,6 +35,7 @@ from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import Packing, folder_packing
 from softlabel.pipeline.shards.tally import Reference, Tally, measured_rows
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.packed import PackedOutput, Packer, PackTeacher
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Plan, Receipt, Reject, ShardPlan, canonical_json
 from softlabel.schemas.params import OnBadSample
@@ -66,7 +67,7 @@ class _Said:
     keys: pa.StringArray
     labels: pa.Int32Array
     views: npt.NDArray[np.uint16] | None
-    output: TeacherOutput
+    output: TeacherOutput | PackedOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +107,23 @@ def label_shards(
     folder: Path,
     on_batch: Callable[[int], None],
     on_bad: OnBadSample = "stop",
+    packer: Packer | None = None,
 ) -> BusyTime:
     """Label `shards` of `plan` one after the other and publish each with its receipt.
 
     `run_teacher` gives its logits in the order of the identity's classes. `on_batch` hears of
     every written batch's label rows. on_bad: what to do with one that cannot be used; skipped ones
-    stand in their shard's receipt. Raises DataError for such a one, for non-finite logits and for
-    a key that appears twice in a shard.
+    stand in their shard's receipt. packer: packs on the device what comes after a shard's measured
+    rows, whose logits are needed here. Raises DataError for a sample that cannot be used, for
+    non-finite logits and for a key that appears twice in a shard.
     """
     busy = BusyTime()
     packing = folder_packing(folder, plan)
     read = prefetch(_read(shards, source, batch_size, on_bad, busy), QUEUE_BATCHES, "read")
-    ran = prefetch(_run(read, run_teacher, busy), QUEUE_BATCHES, "teacher")
-    encoded = prefetch(_encode(ran, packing, len(plan.shards), busy), QUEUE_BATCHES, "encode")
+    pack = None if packer is None else packer(packing.codec)
+    measured = measured_rows(len(plan.shards))
+    ran = prefetch(_run(read, run_teacher, pack, measured, busy), QUEUE_BATCHES, "teacher")
+    encoded = prefetch(_encode(ran, packing, measured, busy), QUEUE_BATCHES, "encode")
     with contextlib.closing(encoded):
         current = next(encoded, None)
         while current is not None:
@@ -147,22 +152,28 @@ def _read(
 def _run(
     read: Generator[tuple[ShardPlan, Slots], None, None],
     run_teacher: RunTeacher,
+    pack: PackTeacher | None,
+    measured: int,
     busy: BusyTime,
 ) -> Iterator[_Batch]:
+    current, seen = None, 0
     with contextlib.closing(read):
         for shard, slots in read:
+            current, seen = shard, seen if shard is current else 0
             begin = time.perf_counter()
-            usable = slots.run(run_teacher)
+            packs = pack is not None and seen >= measured
+            usable = slots.run(pack) if pack is not None and packs else slots.run(run_teacher)
             busy.teacher += time.perf_counter() - begin
             said = None
             if usable is not None:
                 samples, output = usable
                 said = _Said(samples.keys, samples.labels, samples.views, output)
+                seen += len(samples)
             yield _Batch(shard, slots.samples.keys, slots.left_out(), said)
 
 
 def _encode(
-    ran: Generator[_Batch, None, None], packing: Packing, shards: int, busy: BusyTime
+    ran: Generator[_Batch, None, None], packing: Packing, measured: int, busy: BusyTime
 ) -> Iterator[_Encoded]:
     shard: ShardPlan | None = None
     with contextlib.closing(ran):
@@ -170,14 +181,18 @@ def _encode(
             begin = time.perf_counter()
             if gathered[0].shard is not shard:
                 shard = gathered[0].shard
-                tally = Tally(packing.identity.temperatures, measured_rows(shards))
+                tally = Tally(packing.identity.temperatures, measured)
             said = [batch.said for batch in gathered if batch.said is not None]
             block = _labelled(_joined(said), packing) if said else None
             first = 0
             # Each batch as the teacher said it: a product with the head rounds by its rows.
             for one in said:
                 assert block is not None
-                tally.add(block.slice(first, len(one.keys)), _as_said(one.output.logits))
+                part = block.slice(first, len(one.keys))
+                if isinstance(one.output, PackedOutput):
+                    tally.count(part)
+                else:
+                    tally.add(part, _as_said(one.output.logits))
                 first += len(one.keys)
             busy.encode += time.perf_counter() - begin
             keys = pa.concat_arrays([batch.keys for batch in gathered])
@@ -198,17 +213,24 @@ def _gathered(ran: Iterator[_Batch]) -> Iterator[list[_Batch]]:
 
 
 def _fit_together(held: list[_Batch], batch: _Batch) -> bool:
-    said = [one.said for one in (*held, batch) if one.said is not None]
-    values = sum(one.output.logits.size for one in said)
+    values = sum(_values(one) for one in (*held, batch))
     same = held[0].shard is batch.shard
     return same and len(held) < GATHERED_BATCHES and values <= CHUNK_VALUES
+
+
+def _values(batch: _Batch) -> int:
+    """Logits that are still to be packed; what the device packed goes on alone."""
+    if batch.said is None:
+        return 0
+    output = batch.said.output
+    return CHUNK_VALUES + 1 if isinstance(output, PackedOutput) else output.logits.size
 
 
 def _joined(parts: list[_Said]) -> _Said:
     first, *others = parts
     if not others:
         return first
-    outputs = [part.output for part in parts]
+    outputs = [part.output for part in parts if isinstance(part.output, TeacherOutput)]
     features = [output.features for output in outputs if output.features is not None]
     views = [part.views for part in parts if part.views is not None]
     return _Said(
@@ -223,11 +245,9 @@ def _joined(parts: list[_Said]) -> _Said:
 
 
 def _labelled(said: _Said, packing: Packing) -> LabelBlock:
-    inner = said.output.features
-    stored = None if packing.identity.features is None else inner
     with naming_the_key(said.keys):
-        rows = encode_rows(packing.codec, said.output.logits, inner)
-        features = None if stored is None else features_to_half(stored)
+        packed = _packed(said.output, packing)
+    rows, features = packed.rows, packed.features
     return LabelBlock(
         said.keys,
         said.labels,
@@ -238,6 +258,17 @@ def _labelled(said: _Said, packing: Packing) -> LabelBlock:
         views=said.views,
         features=features,
     )
+
+
+def _packed(output: TeacherOutput | PackedOutput, packing: Packing) -> PackedOutput:
+    """Raises ValueError with the row's number in `args[1]` where the codec cannot hold one."""
+    if isinstance(output, PackedOutput):
+        output.refuse()
+        return output
+    rows = encode_rows(packing.codec, output.logits, output.features)
+    if output.features is None or packing.identity.features is None:
+        return PackedOutput(packing.codec, rows)
+    return PackedOutput(packing.codec, rows, features_to_half(output.features))
 
 
 def _as_said(logits: Logits) -> Reference:

@@ -6,15 +6,19 @@ it, so their labels do not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.packed import PackedOutput
 from softlabel.schemas.labelset import Reject, Segment
 from softlabel.schemas.params import OnBadSample
-from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
+from softlabel.schemas.sample import Array, SampleBlock, TeacherOutput
+
+Output = TypeVar("Output", TeacherOutput, PackedOutput)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Slots:
         """Those that are left out, each once."""
         return tuple(dict.fromkeys(self.rejects.values()))
 
-    def run(self, run_teacher: RunTeacher) -> tuple[SampleBlock, TeacherOutput] | None:
+    def run(self, run_teacher: Callable[[Array], Output]) -> tuple[SampleBlock, Output] | None:
         """The samples that can be used, with what the teacher says of them; None without any."""
         if not self.rejects:
             return self.samples, run_teacher(self.samples.inputs)

@@ -12,6 +12,7 @@ import numpy as np
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.mean import Mean, narrowed
+from softlabel.pipeline.teachers.packed import Packer
 from softlabel.pipeline.teachers.providers import Tuning
 from softlabel.pipeline.teachers.session import TeacherSession, in_class_order
 from softlabel.pipeline.teachers.teacher import (
@@ -147,13 +148,21 @@ class EnsembleSession:
         """Where and how they run, which is the same for all but their precision."""
         records = [session.record for session in self._sessions]
         precisions = dict.fromkeys(record.precision for record in records)
-        return records[0].model_copy(update={"precision": ", ".join(precisions)})
+        changes: dict[str, str | None] = {"precision": ", ".join(precisions)}
+        if self._teachers.mean is not None:
+            # The mean is taken by the host, and so it packs.
+            changes["packing"] = None
+        return records[0].model_copy(update=changes)
 
     def resized(self, batch_size: int) -> EnsembleSession:
         """The same teachers, loaded once, for batches of another size."""
         other = copy.copy(self)
         other._sessions = [session.resized(batch_size) for session in self._sessions]
         return other
+
+    def packer(self, order: tuple[int, ...] | None) -> Packer | None:
+        """As `TeacherSession.packer`; None for an ensemble, whose mean the host takes."""
+        return self._sessions[0].packer(order) if self._teachers.mean is None else None
 
     def features_width(self, samples: Array) -> int:
         """How many features a sample has, see `TeacherSession.features_width`."""

@@ -69,7 +69,8 @@ def create_session(
     got = session.get_providers()[0]
     if got != wanted:
         raise _unusable(wanted, f"ONNX Runtime fell back to {got}")
-    return session, cpu_name() if wanted == CPU else cuda_devices()[0]
+    number = int(providers[0][1].get("device_id", 0))
+    return session, cpu_name() if wanted == CPU else cuda_devices()[number]
 
 
 def wanted_providers(device: TeacherDevice, tuning: Tuning) -> list[tuple[str, dict[str, str]]]:
@@ -95,6 +96,15 @@ def wanted_providers(device: TeacherDevice, tuning: Tuning) -> list[tuple[str, d
         return [(CUDA, CUDA_OPTIONS | dict(tuning.options)), (CPU, {})]
     options = _engine_options(tuning.engine_cache) | dict(tuning.options)
     return [(TENSORRT, options), (CUDA, CUDA_OPTIONS), (CPU, {})]
+
+
+def packing_device(provider: str, options: Mapping[str, str]) -> str | None:
+    """Where torch packs labels beside the provider's outputs; None for the host, by NumPy."""
+    if provider == CPU or not hasattr(onnxruntime.OrtValue, "__dlpack__"):
+        return None
+    import torch
+
+    return f"cuda:{options.get('device_id', 0)}" if torch.cuda.is_available() else None
 
 
 def cuda_version(provider: str) -> str | None:

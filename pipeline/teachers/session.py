@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from softlabel.pipeline.codecs.codec import Codec
 from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
+from softlabel.pipeline.teachers.packed import PackedOutput, Packer, PackTeacher
 from softlabel.pipeline.teachers.preprocess import model_input
 from softlabel.pipeline.teachers.providers import (
     Tuning,
     create_session,
     cuda_version,
     first_line,
+    packing_device,
 )
 from softlabel.pipeline.teachers.runnable import runnable
 from softlabel.pipeline.teachers.teacher import Teacher
@@ -30,6 +35,10 @@ from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
 if TYPE_CHECKING:
     from softlabel.pipeline.teachers.inner import InnerOutput
+
+
+# Of NumPy or of torch.
+AnyArray = Any
 
 
 class TeacherSession:
@@ -58,7 +67,8 @@ class TeacherSession:
         self._checked = False
         self._runnable = runnable(teacher, inner)
         self._session, name = create_session(teacher.path, device, self._runnable.model, tuning)
-        provider = self._session.get_providers()[0]
+        provider, options = self._session.get_providers()[0], tuning.options if tuning else {}
+        self._packing = packing_device(provider, options)
         self.record = ExecutionRecord(
             provider=provider,
             device=name,
@@ -67,7 +77,8 @@ class TeacherSession:
             threads=cpu_threads(),
             onnxruntime=onnxruntime.__version__,
             cuda=cuda_version(provider),
-            options=dict(tuning.options) if tuning and tuning.options else None,
+            options=dict(options) or None,
+            packing=None if self._packing is None else f"torch {version('torch')}",
         )
 
     def resized(self, batch_size: int) -> TeacherSession:
@@ -97,44 +108,78 @@ class TeacherSession:
         assert features is not None
         return int(features.shape[1])
 
+    def packer(self, order: tuple[int, ...] | None) -> Packer | None:
+        """Runs the teacher and packs its labels on its device; None where that is the host.
+
+        order: as for `in_class_order`.
+        """
+        if self._packing is None:
+            return None
+        import torch
+
+        from softlabel.pipeline.teachers.bound import pack, run_bound
+
+        device, kind = torch.device(self._packing), self._teacher.spec.output_kind
+
+        def packer(codec: Codec) -> PackTeacher:
+            def packed(samples: Array) -> PackedOutput:
+                inputs = self._inputs(samples)
+                with explaining(inputs):
+                    outputs = run_bound(self._session, device, self._runnable.outputs, inputs)
+                self._check_shape(outputs[0].shape)
+                inner = self._inner
+                features = None if inner is None else self._flat(inner, outputs[1])[: len(samples)]
+                return pack(codec, outputs[0][: len(samples)], features, kind, order)
+
+            return packed
+
+        return packer
+
     def _outputs(self, samples: Array) -> tuple[Array, npt.NDArray[np.float32] | None]:
         """Logits as the graph gives them, `[N, classes]`, and features `[N, width]`."""
-        rows = len(samples)
-        padding = self._batch_size - rows
-        inputs = {
-            name: np.pad(values, [(0, padding), *[(0, 0)] * (values.ndim - 1)])
-            if padding
-            else values
-            for name, values in self._inputs(samples).items()
-        }
-        logits, *others = run_model(self._session, self._runnable.outputs, inputs)
+        logits, *others = run_model(self._session, self._runnable.outputs, self._inputs(samples))
+        self._check_shape(logits.shape)
+        if self._inner is None:
+            return logits[: len(samples)], None
+        features = self._flat(self._inner, *others)[: len(samples)]
+        return logits[: len(samples)], features.astype(np.float32, copy=False)
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
         classes = len(self._teacher.spec.classes)
-        if logits.shape != (self._batch_size, classes):
+        if tuple(shape) != (self._batch_size, classes):
             raise DataError(
-                f"{self._teacher.path}: gave logits of shape {list(logits.shape)}, expected "
+                f"{self._teacher.path}: gave logits of shape {list(shape)}, expected "
                 f"[{self._batch_size}, {classes}]; check --output-name and --classes"
             )
-        features = self._features(self._inner, *others)[:rows] if self._inner else None
-        return logits[:rows], features
 
     def _inputs(self, samples: Array) -> dict[str, Array]:
+        """What the session takes of N samples, filled up to the batch."""
         spec = self._teacher.spec
-        if spec.preprocess is not None:
+        if spec.preprocess is None:
+            inputs = {
+                one.name: np.ascontiguousarray(samples[one.name]) for one in spec.inputs or ()
+            }
+        else:
             assert self._runnable.pictures is not None
-            return {self._runnable.pictures: model_input(samples, spec.preprocess)}
+            inputs = {self._runnable.pictures: model_input(samples, spec.preprocess)}
+        padding = self._batch_size - len(samples)
+        if not padding:
+            return inputs
         return {
-            wanted.name: np.ascontiguousarray(samples[wanted.name]) for wanted in spec.inputs or ()
+            name: np.pad(values, [(0, padding), *[(0, 0)] * (values.ndim - 1)])
+            for name, values in inputs.items()
         }
 
-    def _features(self, inner: InnerOutput, values: Array) -> npt.NDArray[np.float32]:
+    def _flat(self, inner: InnerOutput, values: AnyArray) -> AnyArray:
+        """Features of NumPy or torch as `[batch, width]`."""
         values = values.T if inner.transposed else values
-        if values.shape[:1] != (self._batch_size,) or values.dtype.kind != "f":
+        if tuple(values.shape[:1]) != (self._batch_size,) or "float" not in str(values.dtype):
             raise DataError(
                 f"{self._teacher.path}: its inner output {inner.name!r} is {values.dtype} of shape "
                 f"{list(values.shape)}; features are floating-point numbers with an axis of "
                 f"{self._batch_size} samples first; name another output"
             )
-        return values.reshape(self._batch_size, -1).astype(np.float32, copy=False)
+        return values.reshape(self._batch_size, -1)
 
 
 def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:
@@ -153,13 +198,19 @@ def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher
 def run_model(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], inputs: dict[str, Array]
 ) -> list[Array]:
-    """These outputs of one run.
+    """These outputs of one run; raises as `explaining` does."""
+    with explaining(inputs):
+        return [np.asarray(value) for value in session.run(list(outputs), inputs)]
 
-    Raises DataError where the model does not take these inputs, EnvironmentFault where the
-    provider fails otherwise, such as on memory.
+
+@contextlib.contextmanager
+def explaining(inputs: Mapping[str, Array]) -> Iterator[None]:
+    """Raise DataError where the model does not take these inputs, else EnvironmentFault.
+
+    The provider fails on memory, for one.
     """
     try:
-        return [np.asarray(value) for value in session.run(list(outputs), inputs)]
+        yield
     except InvalidArgument as error:
         raise DataError(
             f"the teacher does not take inputs of shape {[list(x.shape) for x in inputs.values()]}"
