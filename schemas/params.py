@@ -18,6 +18,8 @@ from softlabel.schemas.teacher import Interpolation, OutputKind
 
 Device = Literal["auto", "cpu", "cuda"]
 TeacherDevice = Literal["auto", "cpu", "cuda", "tensorrt"]
+# Of ONNX Runtime's providers: they need buffers that never move.
+CUDA_GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 IfDifferent = Literal["error", "replace"]
 OnBadSample = Literal["stop", "skip"]
 InferCodec = Literal["auto", "dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
@@ -666,6 +668,12 @@ class InferParams(Record):
     def _the_provider_is_told(self) -> InferParams:
         if self.provider_options and self.device == "auto":
             raise ValueError("provider_options are of one device and device is 'auto'; name it")
+        replaying = [name for name in CUDA_GRAPHS if self.provider_options.get(name, "0") != "0"]
+        if replaying:
+            raise ValueError(
+                f"provider_options.{replaying[0]} would replay the first batch's memory for every "
+                "batch; leave it out"
+            )
         if self.engine_cache is not None and self.device != "tensorrt":
             raise ValueError(f"engine_cache is of device 'tensorrt', and device is {self.device!r}")
         if self.batch_size == "auto" and self.device == "tensorrt":

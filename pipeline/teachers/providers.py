@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def create_session(
     if model is not None:
         options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.parent))
     if wanted != CPU:
-        _preload_cuda_libraries()
+        _preload_libraries(wanted)
     try:
         session = onnxruntime.InferenceSession(
             str(path) if model is None else model, options, providers=providers, enable_fallback=0
@@ -95,7 +96,8 @@ def wanted_providers(device: TeacherDevice, tuning: Tuning) -> list[tuple[str, d
     if wanted == CUDA:
         return [(CUDA, CUDA_OPTIONS | dict(tuning.options)), (CPU, {})]
     options = _engine_options(tuning.engine_cache) | dict(tuning.options)
-    return [(TENSORRT, options), (CUDA, CUDA_OPTIONS), (CPU, {})]
+    same = {name: value for name, value in tuning.options.items() if name == "device_id"}
+    return [(TENSORRT, options), (CUDA, CUDA_OPTIONS | same), (CPU, {})]
 
 
 def packing_device(provider: str, options: Mapping[str, str]) -> str | None:
@@ -139,7 +141,11 @@ def _unusable(provider: str, reason: str) -> EnvironmentFault:
     )
 
 
-def _preload_cuda_libraries() -> None:
+def _preload_libraries(provider: str) -> None:
+    """Load those of the installed wheels, which the loader would not find by itself."""
+    if provider == TENSORRT:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
     # It prints what it cannot find; the provider check after it decides.
     with contextlib.redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()

@@ -692,6 +692,10 @@ def test_external_data_outside_the_folder(project: Project, command: Command) ->
     [
         (('--provider-options={"use_arena": "0"}',), "device is 'auto'; name it"),
         (("--engine-cache=engines", "--device=cuda"), "engine_cache is of device 'tensorrt'"),
+        (
+            ("--device=cuda", '--provider-options={"enable_cuda_graph": "1"}'),
+            "would replay the first batch's memory for every batch",
+        ),
         (("--batch-size=auto", "--device=tensorrt"), "an engine for every size"),
     ],
 )

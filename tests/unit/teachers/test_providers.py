@@ -66,7 +66,7 @@ def test_told_options_go_over_ours_and_to_that_provider_alone(tmp_path: Path) ->
     assert cuda == {"cudnn_conv_algo_search": "HEURISTIC", **told}
     assert cpu == {}
     cache = tmp_path / "engines"
-    tuning = Tuning({"trt_fp16_enable": "1"}, cache)
+    tuning = Tuning({"trt_fp16_enable": "1", "device_id": "1"}, cache)
     (_, tensorrt), (_, left), _ = wanted_providers("tensorrt", tuning)
     assert tensorrt == {
         "trt_engine_cache_enable": "1",
@@ -74,9 +74,10 @@ def test_told_options_go_over_ours_and_to_that_provider_alone(tmp_path: Path) ->
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
         "trt_fp16_enable": "1",
+        "device_id": "1",
     }
     assert cache.is_dir()
-    assert left["use_tf32"] == "0"
+    assert left == providers.CUDA_OPTIONS | {"device_id": "1"}
 
 
 @pytest.mark.skipif(
