@@ -135,6 +135,18 @@ def test_verify_asks_all_of_them(pair: Project, command: Command) -> None:
     assert f"{TWO}: is not the teacher that made these labels" in turned.stderr
 
 
+def test_who_comes_first_changes_no_label(pair: Project, command: Command) -> None:
+    """The first one's classes stand in another order than the source's, the second's do not."""
+    turned = ("--teacher", str(TWO), "--teacher", str(ONE))
+    assert command(*INFER, *BOTH, "--output=straight").code == 0
+    assert command(*INFER, *turned).code == 0
+    assert identity().classes == CLASSES
+    assert identity().class_map == ensemble().members[1].class_map == tuple(range(9, -1, -1))
+    np.testing.assert_allclose(rows().logits(), rows("straight").logits(), rtol=1e-6, atol=1e-6)
+    check = ("verify", "--labels=labels", "--source=data/train", "--replay=64", *turned)
+    assert command(*check).code == 0
+
+
 def test_a_subset_of_classes_is_replayed_too(pair: Project, command: Command) -> None:
     assert command(*INFER, *BOTH).code == 0
     Path("some.txt").write_text("7\n2\n5\n")
