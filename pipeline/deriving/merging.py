@@ -16,12 +16,12 @@ import numpy.typing as npt
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.codecs.codec import Codec, encode_rows
 from softlabel.pipeline.codecs.numerics import Floats
-from softlabel.pipeline.deriving.conversion import naming_the_key
 from softlabel.pipeline.labelset.keys import few
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.mean import Doubles, Mean, narrowed
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.shards.choosing import naming_the_key
 from softlabel.schemas.errors import DataError
 
 Values = npt.NDArray[Any]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from softlabel.pipeline.codecs.codec import shift_rows
-from softlabel.pipeline.deriving.conversion import naming_the_key
 from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, spread_rows
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
+from softlabel.pipeline.shards.choosing import naming_the_key
 from softlabel.schemas.labelset import SourceFile
 
 

@@ -20,6 +20,7 @@ from softlabel.pipeline.codecs.codec import Codec
 from softlabel.pipeline.labelset import integrity
 from softlabel.pipeline.labelset.lookup import Lookup, open_lookup
 from softlabel.pipeline.labelset.rejects import read_rejects
+from softlabel.pipeline.labelset.selection import LabelSelection, select
 from softlabel.pipeline.labelset.stream import LabelStream
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.shards.layouts import ShardReader, open_shard
@@ -172,6 +173,17 @@ class LabelSet:
                 self.folder, self.manifest, self._packing, self._cache, full=self._check_cache
             )
         return self._lookup.rows(keys, view)
+
+    def select(
+        self, *, keys: Sequence[str] | None = None, classes: Sequence[str] | None = None
+    ) -> LabelSelection:
+        """Some samples or classes of the set, to read and look up; nothing is written.
+
+        keys: in the order wanted. classes: names in the order wanted; soft targets are softmax over
+        these alone. Raises DataError for a key that the set lacks; ParameterError for a class that
+        it lacks, for what stands twice, and for classes of a `topk` set, which does not have them.
+        """
+        return select(self, keys, classes)
 
     def to_arrow(self) -> pa.Table:
         """All rows as one table with real list columns; holds all of them in memory."""

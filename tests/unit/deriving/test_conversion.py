@@ -9,10 +9,11 @@ import pytest
 
 from softlabel.pipeline.codecs.codec import encode_rows
 from softlabel.pipeline.codecs.make import make_codec
-from softlabel.pipeline.deriving.conversion import Converter, choose_classes, recode
+from softlabel.pipeline.deriving.conversion import Converter, recode
 from softlabel.pipeline.deriving.subset import KeyList, read_class_list
 from softlabel.pipeline.labelset.portions import RowReader, whole_portions
 from softlabel.pipeline.shards.block import PIECE_ROWS, LabelBlock, concat_blocks
+from softlabel.pipeline.shards.choosing import choose_classes
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import CodecName
 from tests.unit.blocks import block_of, packing_of, same
