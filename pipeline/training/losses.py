@@ -61,8 +61,8 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def teacher_entropy(teacher: Tensor, temperature: float) -> Tensor:
     """Mean entropy of `t_T`: the part of the soft loss that no student can remove."""
-    logs = F.log_softmax(teacher / temperature, dim=1)
-    return -torch.xlogy(logs.exp(), logs.exp()).sum(dim=1).mean()
+    targets = F.softmax(teacher / temperature, dim=1)
+    return -torch.xlogy(targets, targets).sum(dim=1).mean()
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
