@@ -55,6 +55,7 @@ class DatasetState(Record):
     epoch: int
     position: int
     shuffle_rows: int
+    rows: int
     source: str
 
 
@@ -237,6 +238,7 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
             epoch=epoch,
             position=position,
             shuffle_rows=self._shuffle_rows,
+            rows=self._rows,
             source=sha256_of("\n".join(files).encode()),
         )
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.training.criterion import Loss
 from softlabel.pipeline.training.distillation import SoftTerm, distillation_terms
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.pipeline.training.targets import PackedTargets, stored_targets
@@ -17,7 +18,7 @@ from tests.unit.blocks import CLASSES, CODECS, block_of, packing_of, write_set
 
 ROWS = 5
 T, WEIGHT = 2.0, 0.7
-LOSSES = ("kd", "dkd", "dist", "mse", "reverse-kl", "js")
+LOSSES = [loss for loss in get_args(Loss) if loss != "hard"]
 
 
 @pytest.fixture
@@ -51,6 +52,10 @@ def same(one: LossTerms, other: LossTerms) -> None:
         assert (mine is None) == (theirs is None)
         if mine is not None and theirs is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_losses_are_those_of_the_command() -> None:
+    assert get_args(Loss) == get_args(TrainParams.model_fields["loss"].annotation)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -234,6 +234,9 @@ def test_a_state_of_another_order_is_refused(root: Path) -> None:
     state = own.state_dict(1)
     with pytest.raises(DataError, match=r"another order of samples \(different: seed\)"):
         dataset(root, seed=6).load_state_dict(state)
+    # As where the label set leaves other samples out.
+    with pytest.raises(DataError, match=r"\(different: rows\)"):
+        own.load_state_dict(state | {"rows": ROWS - 1})
     with pytest.raises(DataError, match=r"\(different: position\)"):
         own.load_state_dict(state | {"position": ROWS + 1})
     with pytest.raises(DataError, match=r"the state is damaged .epoch: Field required"):
