@@ -16,7 +16,7 @@ from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
-from softlabel.pipeline.reporting import origin, plots, reliability, wording
+from softlabel.pipeline.reporting import origin, plots, sections, wording
 from softlabel.pipeline.reporting.gallery import (
     CHOICE_TEMPERATURE,
     Candidate,
@@ -45,29 +45,6 @@ from softlabel.schemas.reports import (
 from softlabel.schemas.soft_targets import SoftTargetProfile
 
 EVALUATE_FILE = "evaluate.json"
-# Field of EpochRecord, heading, how to read it, format of its values in d3's words.
-CURVES = (
-    (
-        "loss",
-        "Training loss",
-        "What the optimiser lowers; losses of different recipes have different scales, so compare "
-        "shapes, not heights.",
-        ".3~g",
-    ),
-    (
-        "validation_accuracy",
-        "Validation accuracy",
-        "The share of validation samples got right after each epoch; higher is better.",
-        ".1~%",
-    ),
-    (
-        "validation_nll",
-        "Validation NLL",
-        "How surprised the model is by the true class, in nats; it rises where accuracy hides "
-        "overconfidence, and lower is better.",
-        ".3~g",
-    ),
-)
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
 RunRecord = TypeVar("RunRecord", StudentCard, TrainReport, StudentMetrics, RunMetrics)
@@ -96,10 +73,10 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         list(dict.fromkeys([*(r.run for r in evaluation.runs), *(t.run for t in trained)]))
     )
     parts = (
-        _results(evaluation, students, colours),
-        _curves(trained, colours),
-        _reliability(evaluation, colours),
-        _calibrated(calibration),
+        sections.results_section(evaluation, students, colours),
+        sections.curves_section(trained, colours),
+        sections.reliability_section(evaluation, colours),
+        sections.calibration_section(calibration),
         _targets(params, labels, profile),
     )
     context = {"title": params.title, "version": softlabel.__version__, "colours": colours}
@@ -175,105 +152,9 @@ def _calibration(params: ReportParams, labels: LabelSet | None) -> CalibrateRepo
     return calibration
 
 
-def _results(
-    evaluation: EvaluateReport, cards: Sequence[StudentCard], colours: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    known = {card.run: card for card in cards}
-    reached, worth = wording.result(evaluation, known)
-    described = "Accuracy of every student as a dot and of each run as a diamond: " + "; ".join(
-        f"{run.run} {wording.percent(run.accuracy)}" for run in evaluation.runs
-    )
-    context = {
-        "reached": reached,
-        "worth": worth,
-        "sampling_error": 100 * wording.sampling_error(evaluation),
-        "rows": evaluation.rows,
-        "runs": [_run_row(run, evaluation, known) for run in evaluation.runs],
-    }
-    return {"seeds": plots.seeds_spec(evaluation, colours, described)}, context
-
-
-def _run_row(
-    run: RunMetrics, evaluation: EvaluateReport, cards: Mapping[str, StudentCard]
-) -> dict[str, Any]:
-    runs = evaluation.runs
-    sizes = sorted({s.parameters for s in evaluation.students if s.run == run.run})
-    return {
-        "name": run.run,
-        "trained": wording.how_trained(cards[run.run]) if run.run in cards else "",
-        "seeds": len(run.seeds),
-        "parameters": " or ".join(f"{size:,}" for size in sizes),
-        "accuracy": (run.accuracy.mean, wording.percent(run.accuracy)),
-        "nll": (run.nll.mean, wording.plain(run.nll)),
-        "ece": (run.ece.mean, wording.percent(run.ece, 2)),
-        "best": {
-            "accuracy": run.accuracy.mean == max(other.accuracy.mean for other in runs),
-            "nll": run.nll.mean == min(other.nll.mean for other in runs),
-            "ece": run.ece.mean == min(other.ece.mean for other in runs),
-        },
-    }
-
-
-def _curves(
-    trained: Sequence[TrainReport], colours: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    specs, shown = {}, []
-    for metric, heading, reading, number in CURVES:
-        rows = plots.curve_rows(trained, metric)
-        if not rows:
-            continue
-        last = {row["run"]: row["mean"] for row in rows}
-        values = "; ".join(f"{run} {value:.4g}" for run, value in last.items())
-        description = f"{heading} over the epochs; at the end: {values}"
-        specs[f"curve-{metric}"] = plots.curve_spec(rows, colours, heading, number, description)
-        shown.append({"id": f"curve-{metric}", "heading": heading, "reading": reading})
-    runs = list(dict.fromkeys(student.run for student in trained))
-    return specs, {"curves": shown, "curve_runs": runs}
-
-
-def _reliability(
-    evaluation: EvaluateReport, colours: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    specs: dict[str, Any] = {}
-    shown = []
-    for index, run in enumerate(evaluation.runs):
-        students = [student for student in evaluation.students if student.run == run.run]
-        bins = reliability.pooled_bins(students)
-        figure = reliability.Diagram(
-            f"reliability-{index}", run.run, run.run, colours[run.run], bins
-        )
-        ece = wording.percent(run.ece, 2)
-        specs |= figure.specs(ece)
-        shown.append({"figure": figure, "ece": ece, "seeds": len(students)})
-    return specs, {"reliability": shown, "few_rows": reliability.FEW_ROWS}
-
-
-def _calibrated(
-    calibration: CalibrateReport | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The teacher's reliability at T = 1 and at the fitted temperature."""
-    if calibration is None:
-        return {}, {"calibration": None}
-    at = f"at T = {calibration.temperature:.2f}"
-    parts = (
-        ("before", "as it is", calibration.before, calibration.bins_before),
-        ("after", at, calibration.after, calibration.bins_after),
-    )
-    specs: dict[str, Any] = {}
-    shown = []
-    for part, way, figures, bins in parts:
-        figure = reliability.Diagram(
-            f"teacher-{part}", f"The teacher {way}", f"the teacher {way}", "var(--accent)", bins
-        )
-        ece = f"{100 * figures.ece:.2f}\u00a0%"
-        specs |= figure.specs(ece)
-        shown.append({"figure": figure, "ece": ece, "seeds": 1})
-    return specs, {"calibration": calibration, "calibrated": shown}
-
-
 def _targets(
     params: ReportParams, labels: LabelSet | None, profile: SoftTargetProfile | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> sections.Section:
     if labels is None or profile is None:
         return {}, {"targets": None, "labels_classes": 0}
     specs, shown = targets_view(profile, labels.num_classes, params.temperatures)

@@ -1,0 +1,137 @@
+"""The report's sections on students and calibration: plots by name, and what the template shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from softlabel.pipeline.reporting import plots, reliability, wording
+from softlabel.schemas.reports import (
+    CalibrateReport,
+    EvaluateReport,
+    RunMetrics,
+    StudentCard,
+    TrainReport,
+)
+
+# Field of EpochRecord, heading, how to read it, format of its values in d3's words.
+CURVES = (
+    (
+        "loss",
+        "Training loss",
+        "What the optimiser lowers; losses of different recipes have different scales, so compare "
+        "shapes, not heights.",
+        ".3~g",
+    ),
+    (
+        "validation_accuracy",
+        "Validation accuracy",
+        "The share of validation samples got right after each epoch; higher is better.",
+        ".1~%",
+    ),
+    (
+        "validation_nll",
+        "Validation NLL",
+        "How surprised the model is by the true class, in nats; it rises where accuracy hides "
+        "overconfidence, and lower is better.",
+        ".3~g",
+    ),
+)
+
+# Plots by name, and what the template shows beside them.
+Section = tuple[dict[str, plots.Spec], dict[str, Any]]
+
+
+def results_section(
+    evaluation: EvaluateReport, cards: Sequence[StudentCard], colours: Mapping[str, str]
+) -> Section:
+    """The runs' table, what was reached in words, and every student's accuracy."""
+    known = {card.run: card for card in cards}
+    reached, worth = wording.result(evaluation, known)
+    described = "Accuracy of every student as a dot and of each run as a diamond: " + "; ".join(
+        f"{run.run} {wording.percent(run.accuracy)}" for run in evaluation.runs
+    )
+    context = {
+        "reached": reached,
+        "worth": worth,
+        "sampling_error": 100 * wording.sampling_error(evaluation),
+        "rows": evaluation.rows,
+        "runs": [_run_row(run, evaluation, known) for run in evaluation.runs],
+    }
+    return {"seeds": plots.seeds_spec(evaluation, colours, described)}, context
+
+
+def curves_section(trained: Sequence[TrainReport], colours: Mapping[str, str]) -> Section:
+    """Training curves of every run, and the runs of the legend."""
+    specs, shown = {}, []
+    for metric, heading, reading, number in CURVES:
+        rows = plots.curve_rows(trained, metric)
+        if not rows:
+            continue
+        last = {row["run"]: row["mean"] for row in rows}
+        values = "; ".join(f"{run} {value:.4g}" for run, value in last.items())
+        description = f"{heading} over the epochs; at the end: {values}"
+        specs[f"curve-{metric}"] = plots.curve_spec(rows, colours, heading, number, description)
+        shown.append({"id": f"curve-{metric}", "heading": heading, "reading": reading})
+    runs = list(dict.fromkeys(student.run for student in trained))
+    return specs, {"curves": shown, "curve_runs": runs}
+
+
+def reliability_section(evaluation: EvaluateReport, colours: Mapping[str, str]) -> Section:
+    """A reliability diagram a run, its seeds pooled."""
+    specs: dict[str, Any] = {}
+    shown = []
+    for index, run in enumerate(evaluation.runs):
+        students = [student for student in evaluation.students if student.run == run.run]
+        bins = reliability.pooled_bins(students)
+        figure = reliability.Diagram(
+            f"reliability-{index}", run.run, run.run, colours[run.run], bins
+        )
+        ece = wording.percent(run.ece, 2)
+        specs |= figure.specs(ece)
+        shown.append({"figure": figure, "ece": ece, "seeds": len(students)})
+    return specs, {"reliability": shown, "few_rows": reliability.FEW_ROWS}
+
+
+def calibration_section(
+    calibration: CalibrateReport | None,
+) -> Section:
+    """The teacher's reliability at T = 1 and at the fitted temperature."""
+    if calibration is None:
+        return {}, {"calibration": None}
+    at = f"at T = {calibration.temperature:.2f}"
+    parts = (
+        ("before", "as it is", calibration.before, calibration.bins_before),
+        ("after", at, calibration.after, calibration.bins_after),
+    )
+    specs: dict[str, Any] = {}
+    shown = []
+    for part, way, figures, bins in parts:
+        figure = reliability.Diagram(
+            f"teacher-{part}", f"The teacher {way}", f"the teacher {way}", "var(--accent)", bins
+        )
+        ece = f"{100 * figures.ece:.2f}\u00a0%"
+        specs |= figure.specs(ece)
+        shown.append({"figure": figure, "ece": ece, "seeds": 1})
+    return specs, {"calibration": calibration, "calibrated": shown}
+
+
+def _run_row(
+    run: RunMetrics, evaluation: EvaluateReport, cards: Mapping[str, StudentCard]
+) -> dict[str, Any]:
+    runs = evaluation.runs
+    sizes = sorted({s.parameters for s in evaluation.students if s.run == run.run})
+    return {
+        "name": run.run,
+        "trained": wording.how_trained(cards[run.run]) if run.run in cards else "",
+        "seeds": len(run.seeds),
+        "parameters": " or ".join(f"{size:,}" for size in sizes),
+        "accuracy": (run.accuracy.mean, wording.percent(run.accuracy)),
+        "nll": (run.nll.mean, wording.plain(run.nll)),
+        "ece": (run.ece.mean, wording.percent(run.ece, 2)),
+        "best": {
+            "accuracy": run.accuracy.mean == max(other.accuracy.mean for other in runs),
+            "nll": run.nll.mean == min(other.nll.mean for other in runs),
+            "ece": run.ece.mean == min(other.ece.mean for other in runs),
+        },
+    }
