@@ -269,6 +269,33 @@ class PairFigures(Record):
     total_variation: float
 
 
+class ClassShares(Record):
+    """Shares by class of the hard label, all seeds together; null where a class has no sample.
+
+    rows: samples of each, seeds counted one by one. agreement: with the label set's top-1, null
+    without one.
+    """
+
+    rows: tuple[int, ...]
+    accuracy: tuple[float | None, ...]
+    agreement: tuple[float | None, ...] | None
+
+
+class Projection(Record):
+    """Samples of three classes on the plane through these classes' templates (Müller et al. 2019).
+
+    labels: which of the three each sample is of, 0 to 2. spread: the root mean square distance of a
+    sample to its class's centre over the mean distance of the centres; null where not all three
+    have samples.
+    """
+
+    classes: tuple[str, str, str]
+    labels: tuple[int, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    spread: float | None
+
+
 class StudentMetrics(ClassifierFigures):
     """One model on one source. against_labels: the label set is the first of the pair."""
 
@@ -484,12 +511,15 @@ class RunMetrics(Record):
     """One run's figures over its seeds; `ClassifierFigures` says what each is.
 
     churn: between two trainings that differ in nothing but the seed, a mean over all pairs; null
-    for a single one.
+    for a single one. projection: of the first seed; null where its last layer is not linear, or
+    there are fewer than three classes.
     """
 
     run: str
     seeds: tuple[int, ...]
     churn: PairFigures | None = None
+    by_class: ClassShares | None = None
+    projection: Projection | None = None
     accuracy: Spread
     top5_accuracy: Spread
     nll: Spread
@@ -518,7 +548,8 @@ class EvaluateReport(Record):
 class PageReport(Record):
     """What 'report' wrote, and the figures on the page that it computed itself.
 
-    soft_targets: of the label set, null without one.
+    soft_targets: of the label set, null without one. projection: of the teacher, null without a
+    factored set.
     """
 
     output: Path
@@ -526,3 +557,4 @@ class PageReport(Record):
     students: int
     samples: int
     soft_targets: SoftTargetProfile | None = None
+    projection: Projection | None = None

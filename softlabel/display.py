@@ -483,21 +483,31 @@ def _calibrate(report: Any) -> str:
 def _evaluate(report: Any) -> str:
     lines = [
         f"wrote {report.output}: {report.rows:,} samples of {report.source}",
-        f"{'run':<12} {'seeds':>5} {'accuracy':>18} {'NLL':>18} {'ECE':>18} {'churn':>8}",
+        f"{'run':<12} {'seeds':>5} {'accuracy':>16} {'NLL':>16} {'ECE':>16} {'churn':>8}"
+        "  by confidence",
     ]
     for run in report.runs:
         figures = [_spread(run.accuracy, 100, "%"), _spread(run.nll), _spread(run.ece)]
-        cells = " ".join(f"{figure:>18}" for figure in figures)
+        cells = " ".join(f"{figure:>16}" for figure in figures)
         churn = "-" if run.churn is None else f"{1 - run.churn.agreement:.2%}"
-        lines.append(f"{run.run:<12} {len(run.seeds):>5} {cells} {churn:>8}")
+        bins = _histogram(_pooled([one for one in report.students if one.run == run.run]))
+        lines.append(f"{run.run:<12} {len(run.seeds):>5} {cells} {churn:>8}  {bins}")
     if report.label_set is not None:
         labels = report.label_set
         figures = [f"{labels.accuracy:.2%}", f"{labels.nll:.4f}", f"{labels.ece:.4f}"]
-        cells = " ".join(f"{figure:>18}" for figure in figures)
-        lines.append(f"{'label set':<12} {'':>5} {cells}")
+        cells = " ".join(f"{figure:>16}" for figure in figures)
+        bins = _histogram(_pooled([labels]))
+        lines.append(f"{'label set':<12} {'':>5} {cells} {'':>8}  {bins}")
         if labels.outside_kept:
             lines.append(f"{labels.outside_kept:.2%} of the hard labels are not among those kept")
     return "\n".join(lines)
+
+
+def _pooled(models: Any) -> list[int]:
+    """Rows in each confidence bin, of all models together."""
+    return [
+        sum(one.rows for one in column) for column in zip(*(m.bins for m in models), strict=True)
+    ]
 
 
 def _spread(spread: Any, factor: float = 1, unit: str = "") -> str:

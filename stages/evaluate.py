@@ -15,8 +15,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.evaluation.by_class import ClassCounts
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.evaluation.pairs import PairMetrics
+from softlabel.pipeline.evaluation.projection import PlaneOfThree, Three, choose_three
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
@@ -25,6 +27,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.cards import find_cards, read_card
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.penultimate import Penultimate
 from softlabel.pipeline.training.student import load_student
 from softlabel.pipeline.training.validation import predict
 from softlabel.schemas.errors import DataError
@@ -34,7 +37,6 @@ from softlabel.schemas.reports import (
     ClassifierFigures,
     EvaluateReport,
     LabelSetMetrics,
-    PairFigures,
     RunMetrics,
     Spread,
     StudentCard,
@@ -44,6 +46,7 @@ from softlabel.schemas.reports import (
 METRICS = tuple(ClassifierFigures.model_fields)
 
 Logits = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32]
 
 
 class _Student(NamedTuple):
@@ -52,6 +55,21 @@ class _Student(NamedTuple):
     model: nn.Module
     order: tuple[int, ...] | None
     source: Source
+    last_layer: Penultimate
+
+    @property
+    def templates(self) -> Features | None:
+        """The last layer's row of each of the source's classes."""
+        rows = self.last_layer.templates
+        return rows if rows is None or self.order is None else rows[np.asarray(self.order)]
+
+
+class _Said(NamedTuple):
+    """Logits, hard labels (-1 where unknown), and what the last layer got."""
+
+    logits: Logits
+    hard: npt.NDArray[np.int64]
+    features: Features | None
 
 
 def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateReport:
@@ -71,10 +89,13 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     progress.start("evaluate", len(cards), "students")
     students: list[StudentMetrics] = []
     runs: list[RunMetrics] = []
-    for members in _by_run([_load(path, source) for path in cards]):
-        measured, churn = _measure(members, source, labels, fabric, params)
+    loaded = [_load(path, source) for path in cards]
+    templates = loaded[0].templates
+    three = None if templates is None else choose_three(templates)
+    for members in _by_run(loaded):
+        measured, over_seeds = _measure(members, source, labels, fabric, params, three)
         students += measured
-        runs.append(_over_seeds(measured, churn))
+        runs.append(over_seeds)
         progress.advance(len(members))
     report = EvaluateReport(
         output=params.output,
@@ -95,7 +116,7 @@ def _load(path: Path, source: Source) -> _Student:
     card, model = load_student(path)
     source = source.framed(card.framing, f"student {path}")
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
-    return _Student(path, card, model, order, source)
+    return _Student(path, card, model, order, source, Penultimate(model, len(card.classes)))
 
 
 def _by_run(students: Sequence[_Student]) -> list[list[_Student]]:
@@ -109,17 +130,20 @@ def _measure(
     labels: LabelSet | None,
     fabric: Fabric,
     params: EvaluateParams,
-) -> tuple[list[StudentMetrics], PairFigures | None]:
-    """The figures of a run's members, and the churn between them."""
+    three: Three | None,
+) -> tuple[list[StudentMetrics], RunMetrics]:
+    """The figures of a run's members, and those of the run."""
     metrics = [ClassifierMetrics(params.bins) for _ in members]
-    churn = PairMetrics()
     to_labels = [PairMetrics() for _ in members]
+    churn, by_class = PairMetrics(), ClassCounts(len(source.classes))
+    plane = None if three is None else _plane(members[0], three)
     # What it says of views is asked for these pictures alone.
     beside = labels if labels is not None and labels.manifest.identity.augment is None else None
     stored = _stored(beside, source, params.batch_size)
-    said = zip(*(_logits(member, fabric, params) for member in members), strict=True)
+    said = zip(*(_said(member, fabric, params) for member in members), strict=True)
     for batch, teacher in zip(said, stored, strict=beside is not None):
-        for index, (logits, hard) in enumerate(batch):
+        taught = None if teacher is None else teacher.argmax(axis=1)
+        for index, (logits, hard, features) in enumerate(batch):
             known = hard >= 0
             try:
                 metrics[index].add(logits[known], hard[known])
@@ -127,16 +151,43 @@ def _measure(
                 raise DataError(
                     f"{members[index].path}: {error} on {source.path}; train it again"
                 ) from error
+            said_best = logits.argmax(axis=1)[known]
+            by_class.add(hard[known], said_best, None if taught is None else taught[known])
             if teacher is not None:
                 to_labels[index].add(teacher, logits)
-        for (first, _), (second, _) in itertools.combinations(batch, 2):
+            if index == 0 and plane is not None:
+                plane = _onto(plane, features, hard)
+        for (first, *_), (second, *_) in itertools.combinations(batch, 2):
             churn.add(first, second)
     if metrics[0].rows == 0:
         raise DataError(f"{source.path}: has no hard labels to measure on")
     if labels is not None and beside is None:
         to_labels = [_on_views(member, labels, fabric, params) for member in members]
     students = [_student_metrics(*parts) for parts in zip(members, metrics, to_labels, strict=True)]
-    return students, churn.figures() if churn.rows else None
+    run = _over_seeds(students).model_copy(
+        update={
+            "churn": churn.figures() if churn.rows else None,
+            "by_class": by_class.shares(),
+            "projection": None if plane is None else plane.projection(source.classes),
+        }
+    )
+    return students, run
+
+
+def _plane(student: _Student, three: Three) -> PlaneOfThree | None:
+    templates = student.templates
+    return None if templates is None else PlaneOfThree(templates, three)
+
+
+def _onto(
+    plane: PlaneOfThree, features: Features | None, hard: npt.NDArray[np.int64]
+) -> PlaneOfThree | None:
+    """The plane with these samples on it; None for a model whose last layer says no logits."""
+    if features is None:
+        return None
+    if not plane.full:
+        plane.add(features, hard)
+    return plane
 
 
 def _student_metrics(
@@ -154,16 +205,16 @@ def _student_metrics(
     )
 
 
-def _logits(
-    student: _Student, fabric: Fabric, params: EvaluateParams
-) -> Iterator[tuple[Logits, npt.NDArray[np.int64]]]:
-    """Logits in the order of the source's classes, and hard labels, batch by batch."""
+def _said(student: _Student, fabric: Fabric, params: EvaluateParams) -> Iterator[_Said]:
+    """What a student says of every sample, batch by batch, in the order of the source's classes."""
     model = fabric.setup(student.model)
     for logits, batch in predict(model, fabric, student.source.reopen(), params.batch_size):
         values = logits.numpy()
-        yield (
+        features = student.last_layer.features(logits)
+        yield _Said(
             values if student.order is None else values[:, np.asarray(student.order)],
             batch.labels,
+            features,
         )
 
 
@@ -182,9 +233,9 @@ def _on_views(
     """The student beside the label set, both of the augmented pictures that were labelled."""
     pairs = PairMetrics()
     joined = JoinedSamples(student.source.reopen(), labels)
-    said = _logits(student._replace(source=joined.source), fabric, params)
+    said = _said(student._replace(source=joined.source), fabric, params)
     stored = joined.in_order(params.batch_size)
-    for (logits, _), (_, block) in zip(said, stored, strict=True):
+    for (logits, *_), (_, block) in zip(said, stored, strict=True):
         pairs.add(block.logits(), logits)
     return pairs
 
@@ -217,12 +268,12 @@ def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) ->
     )
 
 
-def _over_seeds(members: Sequence[StudentMetrics], churn: PairFigures | None) -> RunMetrics:
+def _over_seeds(members: Sequence[StudentMetrics]) -> RunMetrics:
     spreads = {
         metric: _spread([getattr(member, metric) for member in members]) for metric in METRICS
     }
     seeds = tuple(member.seed for member in members)
-    return RunMetrics(run=members[0].run, seeds=seeds, churn=churn, **spreads)
+    return RunMetrics(run=members[0].run, seeds=seeds, **spreads)
 
 
 def _spread(values: Sequence[float]) -> Spread:

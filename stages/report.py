@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 import softlabel
+from softlabel.pipeline.evaluation.label_projection import project_labels
 from softlabel.pipeline.evaluation.soft_targets import highest_entropy, profile_labels
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.labelset.portions import RowReader
@@ -69,6 +70,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
     pairs = () if labels is None else _choose(labels, params.samples, progress)
     profile = None if labels is None else _profile(params, labels, progress)
     calibration = _calibration(params, labels)
+    teacher = None if labels is None else project_labels(labels, _three(evaluation))
     colours = plots.run_colours(
         list(dict.fromkeys([*(r.run for r in evaluation.runs), *(t.run for t in trained)]))
     )
@@ -78,6 +80,8 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         sections.reliability_section(evaluation, colours),
         sections.calibration_section(calibration),
         _targets(params, labels, profile),
+        sections.classes_section(evaluation, colours),
+        sections.projection_section(evaluation, teacher, students),
     )
     context = {"title": params.title, "version": softlabel.__version__, "colours": colours}
     context |= _gallery(params, labels, pairs) | _origin(params, evaluation, students, labels)
@@ -99,6 +103,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         students=len(evaluation.students),
         samples=sum(len(pair.members) for pair in pairs),
         soft_targets=profile,
+        projection=teacher,
     )
 
 
@@ -138,6 +143,12 @@ def _choose(labels: LabelSet, samples: int, progress: Progress) -> tuple[Pair, .
 
 def _profile(params: ReportParams, labels: LabelSet, progress: Progress) -> SoftTargetProfile:
     return profile_labels(labels, sorted({*STOPS, *params.temperatures}), progress)
+
+
+def _three(evaluation: EvaluateReport) -> tuple[str, ...]:
+    """The three classes on which the students' last layers were projected."""
+    found = (run.projection.classes for run in evaluation.runs if run.projection is not None)
+    return next(found, ())
 
 
 def _calibration(params: ReportParams, labels: LabelSet | None) -> CalibrateReport | None:

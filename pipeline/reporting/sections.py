@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softlabel.pipeline.reporting import plots, reliability, wording
+from softlabel.pipeline.reporting import class_plots, plots, reliability, wording
+from softlabel.pipeline.reporting.class_plots import SIGNS
 from softlabel.schemas.reports import (
     CalibrateReport,
     EvaluateReport,
+    Projection,
     RunMetrics,
     StudentCard,
     TrainReport,
@@ -114,6 +116,53 @@ def calibration_section(
         specs |= figure.specs(ece)
         shown.append({"figure": figure, "ece": ece, "seeds": 1})
     return specs, {"calibration": calibration, "calibrated": shown}
+
+
+def classes_section(evaluation: EvaluateReport, colours: Mapping[str, str]) -> Section:
+    """The runs' agreement with the label set by class, or their accuracy without one."""
+    rows = class_plots.class_rows(evaluation.runs, evaluation.classes)
+    if not rows:
+        return {}, {"by_class": None}
+    compared = any(run.by_class and run.by_class.agreement for run in evaluation.runs)
+    what = "agreement with the teacher" if compared else "accuracy"
+    lowest = rows[0]
+    told = f"{what} by class; lowest in class {lowest['class']}"
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    table: dict[str, dict[str, float]] = {}
+    for row in rows:
+        table.setdefault(row["class"], {})[row["run"]] = row["share"]
+    seen = sum(
+        any(run.by_class.rows[index] for run in evaluation.runs if run.by_class)
+        for index in range(len(evaluation.classes))
+    )
+    shown = {"compared": compared, "runs": runs, "table": table, "seen": seen}
+    spec = class_plots.class_spec(rows, colours, what, told)
+    return {"by-class": spec}, {"by_class": shown}
+
+
+def projection_section(
+    evaluation: EvaluateReport, teacher: Projection | None, cards: Sequence[StudentCard]
+) -> Section:
+    """Three classes on the plane of their templates: a panel a run, and one of the teacher.
+
+    All panels are of the same three classes.
+    """
+    ways = {card.run: wording.how_trained(card) for card in cards}
+    found: list[tuple[str, str, Projection | None]] = [("The teacher", "", teacher)]
+    found += [(run.run, ways.get(run.run, ""), run.projection) for run in evaluation.runs]
+    three = next((one.classes for _, _, one in reversed(found) if one is not None), None)
+    specs: dict[str, Any] = {}
+    panels: list[dict[str, Any]] = []
+    for title, way, projection in found:
+        if projection is None or projection.classes != three:
+            continue
+        name = f"projection-{len(panels)}"
+        told = f"Last layer of {title}: samples of {', '.join(projection.classes)}"
+        if projection.spread is not None:
+            told += f"; spread within a class {projection.spread:.2f}"
+        specs[name] = class_plots.projection_spec(projection, told)
+        panels.append({"id": name, "title": title, "way": way, "projection": projection})
+    return specs, {"projections": panels, "three_colours": plots.COLOURS[:3], "signs": SIGNS}
 
 
 def _run_row(

@@ -37,8 +37,10 @@ from softlabel.schemas.reports import (
     Bin,
     CalibrateReport,
     ClassifierFigures,
+    ClassShares,
     EpochRecord,
     EvaluateReport,
+    Projection,
     RunMetrics,
     Spread,
     StudentCard,
@@ -253,7 +255,7 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
         for number, recipe in enumerate(recipes)
         for seed, accuracy in enumerate(recipe.accuracies)
     ]
-    runs = []
+    runs: list[RunMetrics] = []
     for recipe in recipes:
         members = [student for student in students if student.run == recipe.run]
         spreads = {
@@ -261,7 +263,14 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
             for name in ClassifierFigures.model_fields
         }
         seeds = tuple(range(len(members)))
-        runs.append(RunMetrics(run=recipe.run, seeds=seeds, **spreads))
+        shares = tuple(round(0.99 - 0.01 * index, 2) for index in range(len(classes)))
+        by_class = ClassShares(rows=(50,) * len(classes), accuracy=shares, agreement=shares[::-1])
+        projection = _projection(classes, len(runs))
+        runs.append(
+            RunMetrics(
+                run=recipe.run, seeds=seeds, by_class=by_class, projection=projection, **spreads
+            )
+        )
     report = EvaluateReport(
         output=folder,
         source=Path("data/test"),
@@ -271,6 +280,16 @@ def write_evaluation(folder: Path, recipes: Sequence[Recipe], classes: Sequence[
         runs=tuple(runs),
     )
     write_record(folder / "evaluate.json", report)
+
+
+def _projection(classes: Sequence[str], seed: int) -> Projection:
+    random = np.random.default_rng(seed)
+    labels = np.arange(90) % 3
+    centres = np.array([[0, 0], [8, 0], [4, 6]])
+    x, y = (centres[labels] + random.normal(size=(90, 2))).round(3).T.tolist()
+    one, two, three = classes[:3]
+    points = {"labels": tuple(labels.tolist()), "x": tuple(x), "y": tuple(y)}
+    return Projection(classes=(one, two, three), spread=0.125, **points)
 
 
 def write_calibration(path: Path, identity: str) -> None:

@@ -78,10 +78,34 @@ def test_students_are_compared_with_their_labels_and_their_seeds(world: Path) ->
     assert 0 < churn["soft"].total_variation < 1
 
 
+def test_agreement_and_accuracy_by_class(world: Path) -> None:
+    report = evaluate.run(params(world, labels=world / "labels"))
+    for run in report.runs:
+        members = [one for one in report.students if one.run == run.run]
+        assert run.by_class is not None
+        assert run.by_class.agreement is not None
+        rows = np.array(run.by_class.rows)
+        assert rows.tolist() == [ROWS / 4 * len(members)] * 4
+        accuracy = np.average(np.array(run.by_class.accuracy, float), weights=rows)
+        assert accuracy == pytest.approx(run.accuracy.mean)
+        agreement = np.average(np.array(run.by_class.agreement, float), weights=rows)
+        pairs = [one.against_labels.agreement for one in members if one.against_labels]
+        assert agreement == pytest.approx(np.mean(pairs))
+
+
+def test_all_runs_are_projected_by_the_same_three_classes(world: Path) -> None:
+    found = [run.projection for run in evaluate.run(params(world)).runs]
+    assert None not in found
+    assert len({one.classes for one in found if one is not None}) == 1
+    assert all(one is not None and len(one.x) == 45 for one in found)
+    assert found[0] != found[1]
+
+
 def test_without_a_label_set_nothing_is_compared_with_it(world: Path) -> None:
     report = evaluate.run(params(world))
     assert report.label_set is None
     assert {student.against_labels for student in report.students} == {None}
+    assert all(run.by_class and run.by_class.agreement is None for run in report.runs)
 
 
 def test_labels_outside_the_kept_classes_are_counted(world: Path) -> None:

@@ -111,6 +111,27 @@ def test_the_numbers_of_soft_targets_are_those_of_json(make_world: World) -> Non
         assert [row["rows"] for row in rows] == [one["rows"] for one in calibration[f"bins_{part}"]]
 
 
+def test_the_numbers_by_class_are_those_of_the_evaluation(make_world: World) -> None:
+    params = make_world()
+    run(params)
+    page = Page(params.output)
+    evaluation = json.loads((params.evaluation / "evaluate.json").read_text())
+    values = {float(str(one["value"])) for one in page.all("data")}
+    for index, run_ in enumerate(evaluation["runs"]):
+        assert set(run_["by_class"]["agreement"]) | {run_["projection"]["spread"]} <= values
+        drawn = page.data()["plots"][f"projection-{index}"]["data"]["values"]
+        assert [(row["label"], row["x"], row["y"]) for row in drawn] == list(
+            zip(*(run_["projection"][name] for name in ("labels", "x", "y")), strict=True)
+        )
+    rows = page.data()["plots"]["by-class"]["data"]["values"]
+    told = {
+        (evaluation["classes"][index], run_["run"], share)
+        for run_ in evaluation["runs"]
+        for index, share in enumerate(run_["by_class"]["agreement"])
+    }
+    assert {(row["class"], row["run"], row["share"]) for row in rows} == told
+
+
 def test_a_topk_set_has_histograms_from_its_lowest_temperature_on(make_world: World) -> None:
     params = make_world()
     convert.run(ConvertParams(labels=params.labels, output=Path("sparse"), codec="topk", k=4))

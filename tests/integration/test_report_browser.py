@@ -213,6 +213,7 @@ def test_every_plot_is_drawn(browser: Browser, page: Path, pictures: Path) -> No
         *("reliability-0", "reliability-0-rows", "reliability-1", "reliability-1-rows"),
         *("teacher-before", "teacher-before-rows", "teacher-after", "teacher-after-rows"),
         *("targets-entropy", "targets-top1", "similarity"),
+        *("by-class", "projection-0", "projection-1"),
     }
     assert min(marks.values()) >= 4
     assert browser.complaints() == []
