@@ -786,6 +786,11 @@ class InspectParams(Record):
     labels: Path = Field(Path("labels"), description="label set folder")
     rows: int = Field(0, ge=0, description="rows to show as people read them [rows]")
     top: int = Field(3, ge=1, description="likeliest classes shown in each row")
+    output: Path | None = Field(
+        None,
+        description="folder that receives metrics.json and plots for DVC; default: nothing is "
+        "written",
+    )
 
 
 class ConvertParams(Record):
@@ -900,7 +905,8 @@ class EvaluateParams(Record):
         description="label set of that source, to measure too and to compare each student with",
     )
     output: Path = Field(
-        Path("reports/evaluate"), description="folder that receives metrics.json and evaluate.json"
+        Path("reports/evaluate"),
+        description="folder that receives evaluate.json, and metrics.json and plots for DVC",
     )
     bins: int = Field(15, ge=1, description="equal-width bins of the ECE, each (low, high]")
     batch_size: int = Field(1024, ge=1, description="samples in one forward pass [rows]")

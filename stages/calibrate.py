@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.evaluation.calibration import LOWEST_T, Descent, descend, fit_temperature
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.shards.block import LabelBlock, piece_rows
-from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import CalibrateParams
 from softlabel.schemas.reports import CalibrateReport
@@ -32,7 +33,7 @@ def run(params: CalibrateParams, progress: Progress | None = None) -> CalibrateR
     progress = progress or Quiet()
     refuse_folder(params.output)
     labels = open_labelset(params.labels)
-    _refuse_inside(params, labels)
+    labels.refuse_inside(params.output)
     progress.start("calibrate", TYPICAL_PASSES, "passes")
 
     def pass_at(b: float) -> Descent:
@@ -60,7 +61,24 @@ def run(params: CalibrateParams, progress: Progress | None = None) -> CalibrateR
     )
     make_folder(params.output.parent)
     publish_bytes(params.output, report_json(report))
+    _publish_for_dvc(report)
     return report
+
+
+def _publish_for_dvc(report: CalibrateReport) -> None:
+    """Beside calibration.json: `calibration-metrics.json` and `calibration-plot.json`."""
+    parts = (
+        ("before", report.before, report.bins_before),
+        ("after", report.after, report.bins_after),
+    )
+    figures: dict[str, object] = {"temperature": report.temperature}
+    figures |= {part: measured.model_dump() for part, measured, _ in parts}
+    rows = [
+        {"part": part, **one.model_dump()} for part, _, bins in parts for one in bins if one.rows
+    ]
+    stem = report.output.with_suffix("")
+    publish_metrics(stem.with_name(f"{stem.name}-metrics.json"), figures)
+    publish_plot(stem.with_name(f"{stem.name}-plot.json"), rows)
 
 
 def _known(labels: LabelSet, params: CalibrateParams, *, fitting: bool) -> Iterator[LabelBlock]:
@@ -99,11 +117,4 @@ def _refuse_unfit(labels: LabelSet, first: Descent) -> None:
         raise DataError(
             f"{labels.folder}: {first.outside / first.rows:.1%} of the hard labels are outside the "
             "classes that were kept, more than 1 %; label again with a larger --k or a dense codec"
-        )
-
-
-def _refuse_inside(params: CalibrateParams, labels: LabelSet) -> None:
-    if labels.folder.resolve() in params.output.resolve().parents:
-        raise ParameterError(
-            f"{params.output}: lies in the label set, which never changes; choose another --output"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.evaluation.by_class import ClassCounts
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.evaluation.pairs import PairMetrics
@@ -73,7 +73,7 @@ class _Said(NamedTuple):
 
 
 def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateReport:
-    """Measure every student and write `evaluate.json`, and the runs' means as `metrics.json`.
+    """Measure every student and write `evaluate.json`, and `metrics.json` and `plots/` for DVC.
 
     The seeds of a run are in memory together, so that their churn is measured on the way. Raises
     ParameterError, DataError, EnvironmentFault.
@@ -108,7 +108,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     )
     make_folder(params.output)
     publish_bytes(params.output / "evaluate.json", report_json(report))
-    publish_bytes(params.output / "metrics.json", _dvc_metrics(report))
+    _publish_for_dvc(report)
     return report
 
 
@@ -283,12 +283,32 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(mean=float(np.mean(values)), standard_error=error)
 
 
-def _dvc_metrics(report: EvaluateReport) -> bytes:
-    """The runs' figures as `dvc metrics show` reads them: numbers by run and metric."""
-    document = {
+def _publish_for_dvc(report: EvaluateReport) -> None:
+    """The runs' means by metric, their reliability diagrams, and their shares by class."""
+    figures = {
         run.run: {metric: getattr(run, metric).mean for metric in METRICS} for run in report.runs
     }
     if report.label_set is not None:
         label_set = report.label_set
-        document["label set"] = {metric: getattr(label_set, metric) for metric in METRICS}
-    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+        figures["label set"] = {metric: getattr(label_set, metric) for metric in METRICS}
+    publish_metrics(report.output / "metrics.json", figures)
+    bins = [
+        {"run": student.run, "seed": student.seed, **one.model_dump()}
+        for student in report.students
+        for one in student.bins
+        if one.rows
+    ]
+    publish_plot(report.output / "plots" / "reliability.json", bins)
+    publish_plot(report.output / "plots" / "classes.json", list(_class_rows(report)))
+
+
+def _class_rows(report: EvaluateReport) -> Iterator[dict[str, object]]:
+    for run in report.runs:
+        for index, name in enumerate(report.classes):
+            if run.by_class is None or not run.by_class.rows[index]:
+                continue
+            row: dict[str, object] = {"run": run.run, "class": name}
+            row["accuracy"] = run.by_class.accuracy[index]
+            if run.by_class.agreement is not None:
+                row["agreement"] = run.by_class.agreement[index]
+            yield row

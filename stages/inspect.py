@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from softlabel.pipeline.codecs.codec import Columns
 from softlabel.pipeline.codecs.numerics import Floats, softmax
+from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.evaluation.smoothing import SmoothingSums, can_tell, told_apart
 from softlabel.pipeline.evaluation.soft_targets import TargetSums
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
@@ -26,9 +28,14 @@ SHOWN_POSITIONS = 3
 
 
 def run(params: InspectParams, progress: Progress | None = None) -> InspectReport:
-    """Read the set once and describe it. Raises ParameterError, DataError."""
+    """Read the set once, describe it, and write metrics where asked to.
+
+    Raises ParameterError, DataError.
+    """
     progress = progress or Quiet()
     labels = open_labelset(params.labels)
+    if params.output is not None:
+        labels.refuse_inside(params.output)
     manifest = labels.manifest
     identity = manifest.identity
     progress.start("inspect", len(labels), "rows")
@@ -51,7 +58,7 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
     size = sum(shard.bytes for shard in manifest.shards)
     counts = manifest.statistics
     targets = tuple(one.record() for one in sums)
-    return InspectReport(
+    report = InspectReport(
         labels=params.labels,
         identity_sha256=labels.identity,
         teacher_sha256=identity.teacher_sha256,
@@ -82,6 +89,32 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         label_accuracy=counts.correct / counts.labelled if counts.labelled else None,
         row_views=tuple(views),
     )
+    if params.output is not None:
+        _publish_for_dvc(params.output, report)
+    return report
+
+
+def _publish_for_dvc(folder: Path, report: InspectReport) -> None:
+    """Sizes, accuracy and signs as metrics; what changes with T as a plot too."""
+    rows = [
+        {
+            "T": one.temperature,
+            "entropy": one.entropy,
+            "top1": one.top1,
+            "kl": report.kl_mean[str(one.temperature)],
+        }
+        for one in report.targets
+    ]
+    figures: dict[str, object] = {
+        name: value
+        for name in ("rows", "bytes", "bytes_per_row", "label_accuracy")
+        if (value := getattr(report, name)) is not None
+    }
+    if report.signs is not None:
+        figures["signs"] = report.signs.model_dump(exclude_none=True)
+    figures |= {f"T={row['T']:g}": {k: v for k, v in row.items() if k != "T"} for row in rows}
+    publish_metrics(folder / "metrics.json", figures)
+    publish_plot(folder / "plots" / "temperatures.json", rows)
 
 
 def _codec_name(manifest: Manifest) -> str:

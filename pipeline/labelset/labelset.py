@@ -140,6 +140,14 @@ class LabelSet:
                 f"--temperatures {T:g}"
             )
 
+    def refuse_inside(self, output: Path) -> None:
+        """Raise ParameterError where `output` lies in this folder, which never changes."""
+        inside = output.resolve()
+        if self.folder.resolve() in (inside, *inside.parents):
+            raise ParameterError(
+                f"{output}: lies in the label set, which never changes; choose another --output"
+            )
+
     def batches(
         self,
         rows: int,

@@ -49,6 +49,11 @@ def test_overconfidence_is_cooled(labels: Path, tmp_path: Path) -> None:
     assert report.after.nll < report.before.nll
     assert report.after.accuracy == report.before.accuracy == pytest.approx(2 / 3)
     assert json.loads(output.read_text())["temperature"] == report.temperature
+    metrics = json.loads((tmp_path / "out/calibration-metrics.json").read_text())
+    assert metrics["temperature"] == report.temperature
+    assert metrics["after"] == report.after.model_dump()
+    rows = json.loads((tmp_path / "out/calibration-plot.json").read_text())
+    assert [(row["part"], row["rows"]) for row in rows] == [("before", 600), ("after", 600)]
     assert {path.name: path.read_bytes() for path in labels.iterdir()} == before
 
 

@@ -5,6 +5,7 @@ One full run serves all tests here; each works on a copy of what it left.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 KD = {f"train_student@kd-{seed}" for seed in range(3)}
 PLAIN = {f"train_plain@{run}-{seed}" for run in ("hard", "smooth") for seed in range(3)}
 CHAIN = {"prepare", "train_teacher", "export", "infer"}
+MEASURES = {"infer_test", "inspect", "calibrate"}
 END = {"evaluate", "report"}
 
 
@@ -35,7 +37,7 @@ def finished(
     settled = project.call("bash", "scripts/settle_scm.sh")
     assert settled.code == 0, settled.stderr
     outcome = repro(project)
-    assert ran(outcome) == CHAIN | PLAIN | KD | END
+    assert ran(outcome) == CHAIN | MEASURES | PLAIN | KD | END
     return project
 
 
@@ -73,8 +75,25 @@ def test_a_second_time_nothing_runs(finished: Project) -> None:
 def test_dvc_reads_the_metrics(finished: Project) -> None:
     outcome = finished.call("dvc", "metrics", "show", "--json")
     assert outcome.code == 0, outcome.stderr
-    for word in ("hard", "smooth", "kd", "accuracy", "nll", "ece"):
+    for word in ("hard", "smooth", "kd", "accuracy", "nll", "ece", "temperature", "signs", "T=4"):
         assert f'"{word}"' in outcome.stdout
+
+
+def test_dvc_draws_the_plots(finished: Project) -> None:
+    outcome = finished.call("dvc", "plots", "show", "--json")
+    assert outcome.code == 0, outcome.stderr
+    plots = json.loads(outcome.stdout)
+    assert "errors" not in plots
+    assert set(plots["data"]) == {
+        "Reliability of the students",
+        "Agreement with the teacher by class",
+        "Reliability of the teacher",
+        "Entropy of the soft targets",
+        "Validation accuracy",
+    }
+    for drawn in plots["data"].values():
+        (one,) = drawn
+        assert one["content"]["data"]["values"]
 
 
 def test_another_temperature_trains_the_kd_students_again(
@@ -98,7 +117,8 @@ def test_another_temperature_trains_the_kd_students_again(
         ("train_student.runs.smooth.label_smoothing", 0.2, {n for n in PLAIN if "smooth" in n}),
         ("train_student.epochs", 2, PLAIN | KD),
         ("train_student.model_args", {"inputs": 64, "hidden": 8}, PLAIN | KD),
-        ("infer.temperatures", [1.0, 3.0], {"infer"}),
+        ("infer.temperatures", [1.0, 3.0], {"infer", "infer_test"}),
+        ("calibrate.seed", 1, {"calibrate"}),
         ("export.opset", 21, {"export"}),
         ("train_teacher.learning_rate", 0.001, {"train_teacher"}),
         ("evaluate.bins", 10, {"evaluate"}),
@@ -131,7 +151,7 @@ def test_another_teacher_and_back(finished: Project, tmp_path: Path) -> None:
     identity = softlabel.open(project.root / "labels").identity
     project.set_params({"train_teacher.seed": 1})
     outcome = repro(project)
-    assert ran(outcome) == {"train_teacher", "export", "infer"} | KD | END
+    assert ran(outcome) == {"train_teacher", "export", "infer"} | MEASURES | KD | END
     assert (project.root / "models/teacher.onnx").read_bytes() != teacher
     assert softlabel.open(project.root / "labels").identity != identity
     after = students(project)

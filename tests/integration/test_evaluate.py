@@ -91,6 +91,14 @@ def test_agreement_and_accuracy_by_class(world: Path) -> None:
         agreement = np.average(np.array(run.by_class.agreement, float), weights=rows)
         pairs = [one.against_labels.agreement for one in members if one.against_labels]
         assert agreement == pytest.approx(np.mean(pairs))
+    drawn = json.loads((world / "out/plots/classes.json").read_text())
+    assert len(drawn) == 2 * 4
+    last = report.runs[-1].by_class
+    assert last is not None
+    assert last.agreement is not None
+    assert (drawn[-1]["class"], drawn[-1]["agreement"]) == ("dog", last.agreement[3])
+    bins = json.loads((world / "out/plots/reliability.json").read_text())
+    assert sum(row["rows"] for row in bins) == 3 * ROWS
 
 
 def test_all_runs_are_projected_by_the_same_three_classes(world: Path) -> None:

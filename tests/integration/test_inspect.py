@@ -92,6 +92,23 @@ def test_figures_worked_by_hand(tmp_path: Path, command: Command) -> None:
     assert "the top-1 equals the hard label for 66.67% of 3 rows" in lines
 
 
+def test_metrics_and_plot_for_dvc(tmp_path: Path, command: Command) -> None:
+    packing = packing_of("dense-f32")
+    block = worked(packing, [HALVES, PEAK, PEAK], [0, 2, None])
+    folder = write_set(tmp_path / "labels", packing, [block], kl=[0.25, 0.5, 1.0])
+    found = report(command, folder, "--output", str(tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["T=2"]["entropy"] == found["entropy"]["2.0"]
+    assert metrics["signs"]["evenness"] == found["signs"]["evenness"]
+    assert (metrics["rows"], metrics["label_accuracy"]) == (3, 1.0)
+    rows = json.loads((tmp_path / "out/plots/temperatures.json").read_text())
+    assert [(row["T"], row["kl"]) for row in rows] == [(1, 0.25), (2, 0.5), (4, 1.0)]
+    outcome = command("inspect", "--labels", str(folder), "--output", str(folder / "out"))
+    assert outcome.code == 2
+    assert "lies in the label set, which never changes" in outcome.stderr
+    assert not (folder / "out").exists()
+
+
 def test_a_set_without_hard_labels_claims_no_accuracy(tmp_path: Path, command: Command) -> None:
     packing = packing_of("dense-f16")
     folder = write_set(tmp_path / "labels", packing, [worked(packing, [PEAK], [None])])
