@@ -730,6 +730,11 @@ class PlanParams(Record):
     device: TeacherDevice = Field(
         "auto", description="where the teacher runs; 'auto' is cuda or cpu and says what it chose"
     )
+    on_bad_sample: OnBadSample = Field(
+        "stop",
+        description="when a picture of the sample cannot be used: stop, or 'skip' it, as 'infer' "
+        "will do too",
+    )
     classes: ForeignClasses = ()
     output_name: ForeignOutput = None
     output_kind: ForeignKind = None

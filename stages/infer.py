@@ -16,7 +16,7 @@ from softlabel.pipeline.inference.plan import batches, limited, plan_shards, sha
 from softlabel.pipeline.inference.prior import sampled, sampled_prior
 from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
 from softlabel.pipeline.inference.task import Task, open_task
-from softlabel.pipeline.inference.usable import read_slots
+from softlabel.pipeline.inference.usable import none_usable, read_slots
 from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
@@ -38,7 +38,7 @@ from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.packed import Packer
 from softlabel.pipeline.teachers.session import in_class_order
-from softlabel.schemas.errors import CheckFailed, DataError, IdentityError, ParameterError
+from softlabel.schemas.errors import CheckFailed, IdentityError, ParameterError
 from softlabel.schemas.labelset import (
     INFERRED,
     CodecName,
@@ -317,10 +317,7 @@ def _try_teacher(
         if params.allow_bad_teacher:
             break
     if not used:
-        raise DataError(
-            f"{source.path}: none of {len(rejects)} samples from the whole of it can be used; the "
-            f"first is {rejects[0].key!r}: {rejects[0].reason}"
-        )
+        raise none_usable(source, rejects)
     if not labelled or params.allow_bad_teacher:
         return
     said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"

@@ -18,6 +18,7 @@ from softlabel.pipeline.inference.plan import batches, plan_shards
 from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, sampled
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
 from softlabel.pipeline.inference.task import open_task
+from softlabel.pipeline.inference.usable import none_usable, read_slots
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.pipeline.sources.source import Source
@@ -25,7 +26,7 @@ from softlabel.pipeline.teachers.ensemble import EnsembleSession, Teachers, name
 from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
 from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import DataError, EnvironmentFault
-from softlabel.schemas.labelset import ExecutionRecord, Identity, ShardPlan
+from softlabel.schemas.labelset import ExecutionRecord, Identity, Reject, ShardPlan
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.reports import CodecPlanReport, CodecTrial, Loss
@@ -38,10 +39,11 @@ GROWN = 2.0
 
 @dataclass
 class _Clock:
-    """Seconds that reading and the teacher took over the sample."""
+    """Seconds that reading and the teacher took over the sample; its rows that were left out."""
 
     read: float = 0.0
     teacher: float = 0.0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
 def _open(params: PlanParams, notes: list[str]) -> _World:
     task = open_task(params)
     sample = sampled(task.source.files, params.rows, params.views)
-    first = task.source.read(next(batches(sample, params.batch_size, params.views)))
+    batch = next(batches(sample, params.batch_size, params.views))
+    first = read_slots(task.source, batch, params.on_bad_sample).samples
     session, end = _session(params, task.teachers, first, notes)
     identity = task.identity(params.temperatures, "dense-f32")
     run_teacher = in_class_order(session.run, task.order)
@@ -156,18 +159,28 @@ def _priors(params: PlanParams, world: _World, progress: Progress) -> dict[int, 
 def _outputs(
     params: PlanParams, world: _World, sample: ShardPlan, progress: Progress, clock: _Clock
 ) -> Iterator[tuple[SampleBlock, TeacherOutput]]:
-    """The samples and what the teacher says of them. Raises DataError, naming the key, for NaN."""
+    """The samples that can be used, and what the teacher says of them.
+
+    Raises DataError, naming the key, for NaN, and where none can be used.
+    """
+    rejects: list[Reject] = []
     for segments in batches(sample, params.batch_size, params.views):
         begin = time.perf_counter()
-        samples = world.source.read(segments)
+        slots = read_slots(world.source, segments, params.on_bad_sample)
         read = time.perf_counter()
-        output = world.run_teacher(samples.inputs)
+        usable = slots.run(world.run_teacher)
         clock.read += read - begin
         clock.teacher += time.perf_counter() - read
-        with naming_the_key(samples.keys):
-            shift_output(output)
-        yield samples, output
-        progress.advance(len(samples))
+        rejects += slots.left_out()
+        clock.left_out += len(slots.rejects)
+        if usable is not None:
+            samples, output = usable
+            with naming_the_key(samples.keys):
+                shift_output(output)
+            yield samples, output
+        progress.advance(len(slots.samples))
+    if clock.left_out == sample.rows:
+        raise none_usable(world.source, rejects)
 
 
 def _measured(params: PlanParams, world: _World, clock: _Clock, trial: Trial) -> CodecTrial:
@@ -234,7 +247,7 @@ def _report(
         source=params.source,
         views=params.views,
         rows=world.source.rows * params.views,
-        sampled=world.sample.rows,
+        sampled=world.sample.rows - clock.left_out,
         classes=len(world.identity.classes),
         temperatures=params.temperatures,
         max_kl=params.max_kl,

@@ -14,6 +14,7 @@ import numpy as np
 
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.packed import PackedOutput
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject, Segment
 from softlabel.schemas.params import OnBadSample
 from softlabel.schemas.sample import Array, SampleBlock, TeacherOutput
@@ -48,3 +49,11 @@ def read_slots(source: Source, segments: Sequence[Segment], on_bad: OnBadSample)
     if on_bad == "stop":
         return Slots(source.read(segments), {})
     return Slots(*source.read_usable(segments))
+
+
+def none_usable(source: Source, rejects: Sequence[Reject]) -> DataError:
+    """The error for samples from the whole source of which not one can be used."""
+    return DataError(
+        f"{source.path}: none of {len(rejects)} samples from the whole of it can be used; the "
+        f"first is {rejects[0].key!r}: {rejects[0].reason}"
+    )

@@ -200,14 +200,22 @@ def test_a_picture_that_was_mended_is_no_longer_left_out(world: Project, command
     assert len(softlabel.open("two")) == 2
 
 
-def test_a_source_of_which_nothing_can_be_used(world: Project, command: Command) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"", "the picture is empty"), (png(NOISE)[:-40], "none of 75 samples from the whole of it")],
+    ids=["empty", "cut"],
+)
+def test_a_source_of_which_nothing_can_be_used(
+    world: Project, command: Command, data: bytes, said: str
+) -> None:
     for path in Path("pictures").rglob("*.png"):
-        path.write_bytes(b"")
+        path.write_bytes(data)
     for flags in ((), ("--allow-bad-teacher",)):
         outcome = command(*SKIP, *flags, "--output=none")
         assert outcome.code == 3
-        assert f"{bad_keys()[0]!r}: the picture is empty" in outcome.stderr
-        assert not Path("none/labelset.json").exists()
+        assert said in outcome.stderr
+        assert repr(bad_keys()[0]) in outcome.stderr
+        assert not Path("none").exists()
 
 
 def test_a_key_that_stands_twice_is_found_among_those_left_out(
@@ -425,3 +433,18 @@ def test_a_table_whose_first_row_has_no_picture(world: Project, command: Command
     ok(command, *words, "--on-bad-sample=skip")
     assert rejected("table") == ["row 0"]
     assert every_row("table").keys.to_pylist() == names[1:]
+
+
+def test_plan_leaves_them_out_as_the_run_will(world: Project, command: Command) -> None:
+    words = ("plan", "--teacher=teacher.onnx", "--source=pictures", "--batch-size=4")
+    outcome = command(*words)
+    assert outcome.code == 3
+    assert f"key {bad_keys()[0]!r}: the picture is empty" in outcome.stderr
+    report = json.loads(ok(command, *words, "--on-bad-sample=skip", "--json"))
+    assert (report["rows"], report["sampled"]) == (75, 61)
+    assert "--on-bad-sample skip" in report["command"]
+    for path in Path("pictures").rglob("*.png"):
+        path.write_bytes(png(NOISE)[:-40])
+    outcome = command(*words, "--on-bad-sample=skip")
+    assert outcome.code == 3
+    assert "none of 75 samples from the whole of it can be used" in outcome.stderr
