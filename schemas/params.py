@@ -281,6 +281,11 @@ class TrainParams(Record):
     hint_epochs: int = Field(
         0, ge=0, description="first epochs in which the hint alone is minimised [epochs]"
     )
+    member_data: Literal["same", "disjoint"] = Field(
+        "same",
+        description="of targets 'peers': each member trains on all samples, or on a part of its "
+        "own, chosen by the keys' hashes",
+    )
     label_smoothing: float = Field(
         0.0,
         ge=0,
@@ -454,6 +459,8 @@ class TrainParams(Record):
                 f"targets are {self.targets!r} and members {self.members}; targets 'peers' need "
                 "two members or more, and several members need targets 'peers'"
             )
+        if self.targets != "peers" and self.member_data == "disjoint":
+            raise ValueError("member_data 'disjoint' is of targets 'peers'; leave it out")
         if self.targets == "peers" and self.labels is not None:
             raise ValueError("targets 'peers' need no labels; leave labels out")
         if self.targets == "peers" and self.patience is not None:

@@ -36,11 +36,11 @@ from softlabel.pipeline.training.members import (
     course_sha256,
     end_together,
     exchange_of,
-    steps_per_epoch,
     train_in_turn,
 )
 from softlabel.pipeline.training.memory import MEMORY_FOLDER, LabelMemory, memory_identity
 from softlabel.pipeline.training.optimizing import make_optimizer
+from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.state import Generators
 from softlabel.pipeline.training.student import student_onnx
 from softlabel.schemas.errors import ParameterError
@@ -63,14 +63,15 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     progress = progress or Quiet()
     inputs = open_inputs(params)
     students = [_student(own, inputs) for own in _of_each_member(params)]
+    shares = _shares(params, inputs)
     with contextlib.ExitStack() as held:
         members = []
-        for student in students:
+        for student, (share, samples) in zip(students, shares, strict=True):
             folder = _folder(student.params)
             make_folder(folder)
             held.enter_context(lease(folder))
             remove_temporaries(folder)
-            members.append(_member(student, inputs, folder))
+            members.append(_member(student, inputs, folder, share, samples))
         histories = _train(members, inputs, progress)
         seconds = time.perf_counter() - begin
         first, *others = (
@@ -85,6 +86,14 @@ def _of_each_member(params: TrainParams) -> list[TrainParams]:
     """The parameters of each student: they differ in their seeds."""
     seeds = range(params.seed, params.seed + params.members)
     return [params.model_copy(update={"seed": seed}) for seed in seeds]
+
+
+def _shares(params: TrainParams, inputs: TrainingInputs) -> list[tuple[Share | None, int]]:
+    """The part of the samples that each member trains on, None for all, and how many these are."""
+    if params.member_data == "same":
+        return [(None, inputs.samples.rows)] * params.members
+    shares = [Share(number, params.members) for number in range(params.members)]
+    return [(share, share.rows(inputs.source)) for share in shares]
 
 
 def _folder(params: TrainParams) -> Path:
@@ -116,10 +125,13 @@ def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
     return _Student(params, fabric, model, trained, random)
 
 
-def _member(student: _Student, inputs: TrainingInputs, folder: Path) -> Member:
+def _member(
+    student: _Student, inputs: TrainingInputs, folder: Path, share: Share | None, samples: int
+) -> Member:
     params = student.params
     start = params.weights and file_sha256(params.weights)
-    checkpoints = open_checkpoints(folder, params, inputs.identities | {"weights file": start})
+    more = {"weights file": start, "part": share and share.index}
+    checkpoints = open_checkpoints(folder, params, inputs.identities | more)
     for name in (CARD_FILE, ONNX_FILE):
         (folder / name).unlink(missing_ok=True)
     memory = None
@@ -136,6 +148,8 @@ def _member(student: _Student, inputs: TrainingInputs, folder: Path) -> Member:
         checkpoints,
         memory,
         student.random,
+        share,
+        samples,
     )
 
 
@@ -148,11 +162,10 @@ def _train(
     params, fabric = members[0].params, members[0].fabric
     size = count_parameters(members[0].model)
     progress.say(f"{params.model}, {size:,} parameters, {device_name(fabric)}")
-    steps = steps_per_epoch(params, inputs)
     for member in members:
-        done = member.checkpoints.steps_done(steps)
+        done = member.checkpoints.steps_done(member.steps)
         if done:
-            total = steps * params.epochs
+            total = member.steps * params.epochs
             progress.say(f"{member.folder}: goes on after {done:,} of {total:,} steps")
     progress.start(members[0].folder.name, params.epochs * len(members), "epochs")
     histories: dict[Path, list[EpochRecord]] = {member.folder: [] for member in members}
@@ -216,9 +229,9 @@ def _publish(
         seed=params.seed,
         loss=params.loss,
         parameters=count_parameters(member.model),
-        samples=inputs.samples.rows,
+        samples=member.samples,
         rejects=inputs.source.rows - inputs.samples.rows,
-        steps=steps_per_epoch(params, inputs) * len(history),
+        steps=member.steps * len(history),
         device=device_name(member.fabric),
         seconds=seconds,
         labels_identity_sha256=identity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,16 +14,21 @@ from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.memory import LabelMemory
 from softlabel.schemas.errors import EnvironmentFault
 
+# Batches of samples, each with the logits `[N, C]` of what is said of them.
+Rest = Callable[[], Iterable[tuple[TrainingBatch, Tensor]]]
+
 
 class Listener:
     """Hears what one student says of each batch, and publishes it at an epoch's end.
 
-    Its state is what a training needs to go on with the very same memory.
+    rest: what the student says in the end of samples that it is not trained on. Its state is what a
+    training needs to go on with the very same memory.
     """
 
-    def __init__(self, memory: LabelMemory, exchange: Exchange) -> None:
+    def __init__(self, memory: LabelMemory, exchange: Exchange, rest: Rest = list) -> None:
         self._memory = memory
         self._exchange = exchange
+        self._rest = rest
         self._epoch = 0
         self._shards = 0
         self._filling: Filling | None = None
@@ -44,6 +49,8 @@ class Listener:
         """
         unseen = None
         if self._exchange.publishes(self._epoch):
+            for batch, logits in self._rest():
+                self.hear(batch, logits)
             with self._writing():
                 unseen = self._opened().publish()
         self._epoch, self._shards, self._filling = self._epoch + 1, 0, None

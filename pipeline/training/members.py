@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from softlabel.pipeline.teachers.models import PictureModel
 from softlabel.pipeline.training.checkpoints import Checkpoints
@@ -22,10 +25,14 @@ from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.loop import train
 from softlabel.pipeline.training.memory import LabelMemory
+from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.state import Generators
+from softlabel.pipeline.training.validation import predict
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import EpochRecord
+
+REST_ROWS = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -34,8 +41,9 @@ class Member:
 
     trained: the model, or it within what learns beside it. memory: what the student says is kept
     there, None where nobody asks. random: torch's generators after the model was built; no other
-    member's draws move them. best_epoch: in the end, the one whose weights the model has; None for
-    the last.
+    member's draws move them. share: the part of the samples that it trains on, None for all.
+    samples: how many these are. best_epoch: in the end, the one whose weights the model has; None
+    for the last.
     """
 
     params: TrainParams
@@ -46,7 +54,14 @@ class Member:
     checkpoints: Checkpoints
     memory: LabelMemory | None
     random: Mapping[str, Any]
+    share: Share | None
+    samples: int
     best_epoch: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.samples / self.params.batch_size)
 
 
 def exchange_of(params: TrainParams) -> Exchange | None:
@@ -62,11 +77,6 @@ def exchange_of(params: TrainParams) -> Exchange | None:
 def course_sha256(checkpoints: Checkpoints) -> str:
     """SHA-256 of all that decides the course of a training."""
     return sha256_of(json.dumps(dict(checkpoints.course), sort_keys=True).encode())
-
-
-def steps_per_epoch(params: TrainParams, inputs: TrainingInputs) -> int:
-    """Batches of an epoch."""
-    return math.ceil(inputs.samples.rows / params.batch_size)
 
 
 def begin_together(members: Sequence[Member]) -> bool:
@@ -134,13 +144,11 @@ def _training(
     itself = params.targets == "self"
     listener = None
     if member.memory is not None and exchange is not None:
-        listener = Listener(member.memory, exchange)
+        listener = Listener(member.memory, exchange, lambda: _rest(member, inputs))
     teachers = [one.memory for one in members if one.memory and (itself or one is not member)]
 
     def batches(epoch: int, first: int) -> Iterator[TrainingBatch]:
-        samples = inputs.samples.epoch(
-            params.seed, epoch, params.batch_size, params.shuffle_rows, first
-        )
+        samples = _samples(member, inputs, epoch, first)
         said = None if exchange is None else exchange.taught_by(epoch)
         if said is None:
             return samples
@@ -153,12 +161,38 @@ def _training(
         member.fabric,
         member.trained,
         batches,
-        steps_per_epoch(params, inputs),
+        member.steps,
         inputs.validation,
         inputs.fitted_temperature,
         member.checkpoints,
         listener=listener,
     )
+
+
+def _samples(
+    member: Member, inputs: TrainingInputs, epoch: int, first: int
+) -> Iterator[TrainingBatch]:
+    """The batches of a member's epoch, from number `first` on, without what others say of them."""
+    params, share = member.params, member.share
+    order = (params.seed, epoch, params.batch_size, params.shuffle_rows)
+    if share is None:
+        return inputs.samples.epoch(*order, first)
+    own = share.batches(inputs.samples.epoch(*order), params.batch_size)
+    return itertools.islice(own, first, None)
+
+
+def _rest(member: Member, inputs: TrainingInputs) -> Iterator[tuple[TrainingBatch, Tensor]]:
+    """What a member with a part of its own says of the other members' samples."""
+    if member.share is None:
+        return
+    for logits, batch in predict(member.model, member.fabric, inputs.source.reopen(), REST_ROWS):
+        others = np.flatnonzero(~member.share.holds(batch.keys))
+        if len(others):
+            keys = batch.keys.take(pa.array(others))
+            yield (
+                TrainingBatch(keys, batch.pixels[others], batch.labels[others], None),
+                logits[torch.from_numpy(others)],
+            )
 
 
 def _said_or_to_come(

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 
 from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.training.shares import Share
+from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.params import PrepareParams, TrainParams
 from softlabel.stages import prepare, train_student
 from tests.unit.builders import write_labels, write_source
@@ -169,7 +173,11 @@ def results(root: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("settings", "folders"), [(SELF, 1), (PEERS, 2)], ids=["self", "peers"])
+@pytest.mark.parametrize(
+    ("settings", "folders"),
+    [(SELF, 1), (PEERS, 2), (PEERS | {"member_data": "disjoint"}, 2)],
+    ids=["self", "peers", "disjoint"],
+)
 def test_a_stopped_run_goes_on_with_the_very_same_targets(
     project: Project, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], folders: int
 ) -> None:
@@ -182,12 +190,28 @@ def test_a_stopped_run_goes_on_with_the_very_same_targets(
         monkeypatch.setattr(Interrupted, "left", 5)
         with contextlib.suppress(KeyboardInterrupt):
             train_student.run(interrupted("disturbed/out", **settings))
-    assert starts > 5 * folders
+    assert starts > 5
     quiet = results(project.root / "quiet")
     assert results(project.root / "disturbed") == quiet
     manifests = [name for name in quiet if name.endswith("labelset.json")]
     assert len(manifests) == folders
     assert not [name for name in quiet if "lookup" in name or "checkpoint" in name]
+
+
+def test_what_an_old_checkpoint_needs_is_kept(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the last of four epochs, it goes on after the second from what the first said."""
+    rarely = SELF | {"checkpoint_epochs": 2, "checkpoint_steps": 0}
+    train_student.run(interrupted("quiet/out", **rarely))
+    monkeypatch.setattr(Interrupted, "left", 3 * 8 + 2)
+    with pytest.raises(KeyboardInterrupt):
+        train_student.run(interrupted("disturbed/out", **rarely))
+    kept = sorted(path.name for path in Path("disturbed/out/memory").glob("epoch-000?"))
+    assert kept == ["epoch-0001", "epoch-0002", "epoch-0003"]
+    monkeypatch.setattr(Interrupted, "left", 2 * 8)
+    train_student.run(interrupted("disturbed/out", **rarely))
+    assert results(project.root / "disturbed") == results(project.root / "quiet")
 
 
 def test_without_its_memory_a_run_starts_afresh_and_says_so(
@@ -245,3 +269,37 @@ def test_digits_are_learnt_to_the_end(
         labels = open_labelset(member.output / "memory/epoch-0005", check="full")
         assert len(labels) == member.samples
         assert [path.name for path in (member.output / "memory").iterdir()] == ["epoch-0005"]
+
+
+def test_members_with_parts_of_their_own_speak_of_the_others_too(
+    digits: Path, tmp_path: Path
+) -> None:
+    params = TrainParams(
+        model="softlabel.pipeline.small_models:mlp",
+        model_args={"hidden": 32},
+        source=digits / "data/train",
+        loss="kd",
+        targets="peers",
+        members=2,
+        member_data="disjoint",
+        temperature=1.0,
+        epochs=3,
+        learning_rate=0.01,
+        logger="none",
+        output=tmp_path / "out",
+    )
+    report = train_student.run(params)
+    (other,) = report.peers
+    source = open_source(params.source)
+    assert report.samples + other.samples == source.rows
+    assert min(report.samples, other.samples) > 0.4 * source.rows
+    whole = source.first(source.rows)
+    for index, member in enumerate((report, other)):
+        labels = open_labelset(member.output / "memory/epoch-0002")
+        assert len(labels) == source.rows
+        apart = ~Share(index, 2).holds(whole.keys)
+        _, student = load_student(member.output / "student.json")
+        with torch.no_grad():
+            says = student(torch.from_numpy(whole.inputs[apart])).softmax(dim=1).numpy()
+        stored = labels.lookup(whole.keys.filter(pa.array(apart))).probs(1.0)
+        assert stored == pytest.approx(says, abs=1e-3)

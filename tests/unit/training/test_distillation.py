@@ -206,6 +206,7 @@ def test_the_first_teacher_of_oneself_is_the_hard_label() -> None:
         (PEERS | {"members": 1}, "targets 'peers' need two members or more"),
         (PEERS | {"labels": "labels"}, "targets 'peers' need no labels"),
         (PEERS | {"patience": 2, "validation": "data"}, "go together to the last epoch; leave pat"),
+        ({"member_data": "disjoint"}, "member_data 'disjoint' is of targets 'peers'"),
         (PEERS | {"burn_in": 5}, "burn_in is 5 of 5 epochs, so no member would ever teach"),
     ],
 )
