@@ -293,7 +293,9 @@ class TrainParams(Record):
         description="e of y' = (1-e) y + e/K; touches the hard term only",
     )
     epochs: int = Field(20, ge=1, description="passes over the source [epochs]")
-    batch_size: int = Field(128, ge=1, description="samples in one step [rows]")
+    batch_size: int = Field(
+        128, ge=1, description="samples in one step, of all ranks together under torchrun [rows]"
+    )
     accumulate: int = Field(
         1,
         ge=1,

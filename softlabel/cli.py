@@ -309,10 +309,13 @@ def _run_stage(
     _check_section(verb, section)
     params = load_section(verb.params, section, file, overrides)
     stage = importlib.import_module(f"softlabel.stages.{name.replace('-', '_')}")
-    with Terminal(quiet=as_json) as progress:
+    silent = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+    with Terminal(quiet=as_json or silent) as progress:
         work = stage.preview if getattr(params, "dry_run", False) else stage.run
         report = work(params, progress)
-    typer.echo(report.model_dump_json(indent=2) if as_json else summary(report))
+    # Of the ranks that torchrun starts the first speaks for all.
+    if not silent:
+        typer.echo(report.model_dump_json(indent=2) if as_json else summary(report))
     return int(getattr(report, "exit_code", 0))
 
 

@@ -25,9 +25,9 @@ from softlabel.pipeline.teachers.models import (
 )
 from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
-from softlabel.pipeline.training.curves import curves
+from softlabel.pipeline.training.curves import curves, no_curves
 from softlabel.pipeline.training.distillation import soft_term
-from softlabel.pipeline.training.fabric import device_name, make_fabric
+from softlabel.pipeline.training.fabric import device_name, launch_fabric
 from softlabel.pipeline.training.hints import HintedModel
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
 from softlabel.pipeline.training.members import (
@@ -43,7 +43,7 @@ from softlabel.pipeline.training.optimizing import make_optimizer
 from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.state import Generators
 from softlabel.pipeline.training.student import student_onnx
-from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
@@ -56,8 +56,9 @@ PARITY_ROWS = 16
 def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     """Train one model, or several that teach each other; publish weights, report and, last, card.
 
-    A run that was stopped goes on from its last checkpoints. Raises ParameterError, DataError,
-    IdentityError, EnvironmentFault, LeaseHeld.
+    A run that was stopped goes on from its last checkpoints. Under torchrun every rank calls this,
+    and the first writes. Raises ParameterError, DataError, IdentityError, EnvironmentFault,
+    LeaseHeld.
     """
     begin = time.perf_counter()
     progress = progress or Quiet()
@@ -69,8 +70,9 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
         for student, (share, samples) in zip(students, shares, strict=True):
             folder = _folder(student.params)
             make_folder(folder)
-            held.enter_context(lease(folder))
-            remove_temporaries(folder)
+            if student.fabric.is_global_zero:
+                held.enter_context(lease(folder))
+                remove_temporaries(folder)
             members.append(_member(student, inputs, folder, share, samples))
         histories = _train(members, inputs, progress)
         seconds = time.perf_counter() - begin
@@ -113,7 +115,12 @@ class _Student(NamedTuple):
 
 
 def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
-    fabric = make_fabric(params.device, params.precision)
+    # The hint alone reaches no layer above its own.
+    fabric = launch_fabric(params.device, params.precision, unused=params.hint_epochs > 0)
+    if fabric.world_size > 1 and params.targets != "stored":
+        raise ParameterError(
+            f"train: targets {params.targets!r} are kept by one process; start it without torchrun"
+        )
     torch.manual_seed(params.seed)
     model = _picture_model(params, inputs.source)
     trained: nn.Module = model
@@ -131,9 +138,11 @@ def _member(
     params = student.params
     start = params.weights and file_sha256(params.weights)
     more = {"weights file": start, "part": share and share.index}
-    checkpoints = open_checkpoints(folder, params, inputs.identities | more)
-    for name in (CARD_FILE, ONNX_FILE):
-        (folder / name).unlink(missing_ok=True)
+    first_rank = student.fabric.is_global_zero
+    checkpoints = open_checkpoints(folder, params, inputs.identities | more, writes=first_rank)
+    if first_rank:
+        for name in (CARD_FILE, ONNX_FILE):
+            (folder / name).unlink(missing_ok=True)
     memory = None
     if exchange_of(params) is not None:
         seen = _preprocess(params, inputs.source)
@@ -160,10 +169,17 @@ def _train(
     if not begin_together(members):
         progress.say("what was said before is gone: all start afresh")
     params, fabric = members[0].params, members[0].fabric
+    if not fabric.is_global_zero:
+        progress = Quiet()
     size = count_parameters(members[0].model)
     progress.say(f"{params.model}, {size:,} parameters, {device_name(fabric)}")
     for member in members:
         done = member.checkpoints.steps_done(member.steps)
+        if fabric.broadcast(done) != done:
+            raise EnvironmentFault(
+                f"{member.folder}: rank {fabric.global_rank} does not see the first rank's "
+                "checkpoint; give an output on a disk that all ranks share"
+            )
         if done:
             total = member.steps * params.epochs
             progress.say(f"{member.folder}: goes on after {done:,} of {total:,} steps")
@@ -171,7 +187,9 @@ def _train(
     histories: dict[Path, list[EpochRecord]] = {member.folder: [] for member in members}
     with contextlib.ExitStack() as open_curves:
         logs = {
-            member.folder: open_curves.enter_context(curves(params, member.folder))
+            member.folder: open_curves.enter_context(
+                curves(params, member.folder) if fabric.is_global_zero else no_curves()
+            )
             for member in members
         }
         for member, record in train_in_turn(members, inputs):
@@ -255,6 +273,8 @@ def _publish(
         label_smoothing=params.label_smoothing,
         labels_identity_sha256=identity,
     )
+    if not member.fabric.is_global_zero:
+        return report
     if params.export_onnx:
         first = inputs.source.reopen().first(PARITY_ROWS).inputs
         publish_bytes(folder / ONNX_FILE, student_onnx(card, member.model, first))

@@ -35,14 +35,15 @@ class Checkpoints:
     """Writes the checkpoint of one run, and gives back the one that an earlier start left.
 
     course: what decides how the run goes, JSON values by name. every_epochs, every_steps: when
-    one is due; 0 for never. epoch: the one in which the standing checkpoint goes on, None where
-    there is none.
+    one is due; 0 for never. writes: whether this rank does; all take part. epoch: the one in which
+    the standing checkpoint goes on, None where there is none.
     """
 
     path: Path
     course: Mapping[str, Any]
     every_epochs: int
     every_steps: int
+    writes: bool = True
     _standing: Mapping[str, Any] | None = None
     epoch: int | None = None
 
@@ -83,11 +84,18 @@ class Checkpoints:
 
     def remove(self) -> None:
         """The result stands: nothing is left to continue."""
-        self.path.unlink(missing_ok=True)
+        if self.writes:
+            self.path.unlink(missing_ok=True)
 
     def _write(self, state: TrainingState) -> None:
+        whole = state.state_dict()
+        if self.writes:
+            self._publish(whole)
+        self.epoch = state.epoch
+
+    def _publish(self, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
-        torch.save({"course": json.dumps(dict(self.course)), "state": state.state_dict()}, buffer)
+        torch.save({"course": json.dumps(dict(self.course)), "state": state}, buffer)
         content = buffer.getvalue()
         try:
             publish_bytes(self.path, hashlib.sha256(content).digest() + content)
@@ -96,13 +104,14 @@ class Checkpoints:
                 f"{self.path}: the checkpoint cannot be written: {error.strerror}; the one before "
                 "stands, make room and run the same command again"
             ) from error
-        self.epoch = state.epoch
 
 
 NO_CHECKPOINTS = Checkpoints(Path(), {}, every_epochs=0, every_steps=0)
 
 
-def open_checkpoints(folder: Path, params: TrainParams, inputs: Mapping[str, Any]) -> Checkpoints:
+def open_checkpoints(
+    folder: Path, params: TrainParams, inputs: Mapping[str, Any], *, writes: bool = True
+) -> Checkpoints:
     """The checkpoints of the run that `params` and the identities of its `inputs` decide.
 
     Raises IdentityError, naming what differs, where `folder` holds one of another run that shall
@@ -119,10 +128,10 @@ def open_checkpoints(folder: Path, params: TrainParams, inputs: Mapping[str, Any
                 "parameters, or pass --overwrite to start afresh"
             )
         standing = None if different else standing["state"]
-    if standing is None:
+    if standing is None and writes:
         path.unlink(missing_ok=True)
     every = (params.checkpoint_epochs, params.checkpoint_steps)
-    return Checkpoints(path, course, *every, standing, standing and standing["epoch"])
+    return Checkpoints(path, course, *every, writes, standing, standing and standing["epoch"])
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

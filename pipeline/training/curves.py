@@ -34,7 +34,12 @@ def curves(params: TrainParams, folder: Path) -> contextlib.AbstractContextManag
         case "mlflow":
             return _mlflow(params, folder)
         case "none":
-            return contextlib.nullcontext(lambda record: None)
+            return no_curves()
+
+
+def no_curves() -> contextlib.AbstractContextManager[Log]:
+    """A function that takes an epoch and does nothing with it."""
+    return contextlib.nullcontext(lambda record: None)
 
 
 @contextlib.contextmanager

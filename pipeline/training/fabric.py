@@ -1,11 +1,15 @@
-"""Lightning Fabric on the device that was asked for."""
+"""Lightning Fabric on the device that was asked for, alone or as one of torchrun's ranks."""
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
 import warnings
 
 import torch
 from lightning_fabric import Fabric
+from torch import distributed
 
 from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.params import Device
@@ -13,20 +17,62 @@ from softlabel.schemas.params import Device
 
 def make_fabric(device: Device, precision: str) -> Fabric:
     """Fabric on one device. Raises EnvironmentFault where CUDA is asked for and not had."""
-    if device == "cuda" and not torch.cuda.is_available():
+    return _fabric(device, precision, devices=1, nodes=1)
+
+
+def launch_fabric(device: Device, precision: str, *, unused: bool = False) -> Fabric:
+    """Fabric for this rank of torchrun's, or on one device where torchrun did not start it.
+
+    unused: whether there are steps that leave some parameters out. Raises EnvironmentFault where
+    CUDA is asked for and not had, for every rank of this machine.
+    """
+    if not distributed.is_torchelastic_launched():
+        return make_fabric(device, precision)
+    local, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    ranks = "ddp_find_unused_parameters_true" if unused else "ddp"
+    fabric = _fabric(device, precision, local, nodes, ranks)
+    # It tells of every rank that joins.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if not distributed.is_initialized():
+        atexit.register(_leave)
+    fabric.launch()
+    return fabric
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _fabric(device: Device, precision: str, devices: int, nodes: int, ranks: str = "ddp") -> Fabric:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not found:
         raise EnvironmentFault(
             "device 'cuda' was asked for and torch sees no CUDA device; pass --device cpu, or "
             "install a CUDA build of torch on a machine with a GPU"
         )
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    cuda = device == "cuda" or (device == "auto" and found > 0)
+    if cuda and devices > found:
+        raise EnvironmentFault(
+            f"torchrun started {devices} ranks here and torch sees {found} CUDA devices; pass "
+            f"--nproc-per-node {found} to torchrun, or --device cpu"
+        )
+    strategy = ranks if devices * nodes > 1 else "auto"
     with warnings.catch_warnings():
         # Fabric advises on 16-bit arithmetic on a CPU; the user chose it.
         warnings.simplefilter("ignore")
-        return Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        return Fabric(
+            accelerator="cuda" if cuda else "cpu",
+            strategy=strategy,
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,  # type: ignore[arg-type]
+        )
 
 
 def device_name(fabric: Fabric) -> str:
-    """The device that `fabric` trains on, as people call it."""
+    """The device that `fabric` trains on, as people call it; with the ranks where several do."""
+    ranks = f"{fabric.world_size} ranks, each " if fabric.world_size > 1 else ""
     if fabric.device.type == "cuda":
-        return torch.cuda.get_device_name(fabric.device)
-    return f"cpu, {torch.get_num_threads()} threads"
+        return ranks + torch.cuda.get_device_name(fabric.device)
+    return f"{ranks}cpu, {torch.get_num_threads()} threads"

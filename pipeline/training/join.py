@@ -32,7 +32,7 @@ from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
-from softlabel.pipeline.training.spans import Span, Steps
+from softlabel.pipeline.training.spans import Span, batch_shares
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
@@ -50,6 +50,7 @@ class TrainingBatch:
 
     teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
     features: its stored features, float16 `[N, d]`, where asked for.
+    share: how much of a step's batch these are: less than 1 where ranks or parts divide it.
     """
 
     keys: pa.StringArray
@@ -58,6 +59,7 @@ class TrainingBatch:
     teacher: npt.NDArray[np.floating] | None
     sparse: SparseTargets | None = None
     features: npt.NDArray[np.float16] | None = None
+    share: float = 1.0
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
         """The batch in so many even parts, or in as many as it has samples."""
@@ -70,6 +72,7 @@ class TrainingBatch:
                 None if self.teacher is None else self.teacher[first:end],
                 None if self.sparse is None else self.sparse.take(np.arange(first, end)),
                 None if self.features is None else self.features[first:end],
+                self.share * (end - first) / len(self.keys),
             )
 
 
@@ -137,15 +140,22 @@ class JoinedSamples:
         return self._samples
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, shuffle_rows: int, first_batch: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int,
+        first_batch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[TrainingBatch]:
         """Every sample once, in batches of `batch_size`; only the last may be smaller.
 
-        first_batch: leave out the batches before that one.
+        first_batch: leave out the batches before that one. part: `(i, n)` for rank i of n, which
+        gets its share of each batch.
         """
-        start = min(first_batch * batch_size, self.rows)
-        spans = Steps(self.rows, start, batch_size).spans()
-        for batch in self.batches(seed, epoch, shuffle_rows, spans):
+        shared = list(batch_shares(self.rows, batch_size, first_batch, part))
+        batches = self.batches(seed, epoch, shuffle_rows, [span for span, _ in shared])
+        for batch, (_, share) in zip(batches, shared, strict=True):
             teacher = sparse = features = None
             if batch.block is not None and self._sparse:
                 sparse = batch.block.sparse(self._temperature)
@@ -153,7 +163,9 @@ class JoinedSamples:
                 teacher = batch.block.logits(self._temperature)
             if batch.block is not None and self._features:
                 features = _stored_features(batch.block)
-            yield TrainingBatch(batch.keys, batch.pixels, batch.labels, teacher, sparse, features)
+            yield TrainingBatch(
+                batch.keys, batch.pixels, batch.labels, teacher, sparse, features, share
+            )
 
     def batches(
         self, seed: int, epoch: int, shuffle_rows: int, spans: Iterable[Span]

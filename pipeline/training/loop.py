@@ -47,7 +47,8 @@ def train(
     is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
     `on_batch` hears of every part of a batch trained on, with the student's logits, and `listener`
     keeps these for later epochs. `fitted_temperature` divides the teacher's logits alone, before T
-    divides both sides.
+    divides both sides. With several ranks each has its share of the batches, and the first
+    validates.
 
     Returns the epoch whose weights the model has in the end; None for the last, or their average.
     Raises ParameterError, and DataError where the loss is not finite.
@@ -55,9 +56,10 @@ def train(
     optimizer = make_optimizer(params, model)
     schedule = make_schedule(params, optimizer, steps_per_epoch)
     wrapped, stepper = fabric.setup(_compiled(params, model), optimizer)
-    means, judged = EpochMeans(), Judged(params, model)
+    means, judged = EpochMeans(fabric), Judged(params, model)
     heard: dict[str, Stateful] = {} if listener is None else {"listener": listener}
     state = TrainingState(
+        fabric,
         model=model,
         optimizer=optimizer,
         schedule=schedule,
@@ -75,22 +77,28 @@ def train(
             means.begin(float(schedule.get_last_lr()[0]))
         for batch in prefetch(batches(state.epoch, state.step), BATCHES_AHEAD, "batches"):
             stepper.zero_grad()
-            for part in batch.parts(params.accumulate):
+            *others, last = batch.parts(params.accumulate)
+            for part in (*others, last):
                 labels = fabric.to_device(torch.from_numpy(part.labels))
-                said = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
-                student = said.logits if isinstance(said, Hinted) else said
-                teacher = _teacher(fabric, part, fitted_temperature)
-                if teacher is None and params.targets == "self":
-                    teacher = certain(labels, student.float())
-                terms = distillation_terms(params, term, student.float(), teacher, labels)
-                if isinstance(said, Hinted) and part.features is not None:
-                    features = fabric.to_device(torch.from_numpy(part.features)).float()
-                    terms = with_hint(params, state.epoch, terms, said.features.float(), features)
-                fabric.backward(terms.total * (len(part.labels) / len(batch.labels)))
-                means.add(terms, student, labels)
-                on_batch(part, student.detach())
-                if listener is not None:
-                    listener.hear(part, student.detach())
+                with fabric.no_backward_sync(wrapped, enabled=part is not last):
+                    said = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
+                    student = said.logits if isinstance(said, Hinted) else said
+                    teacher = _teacher(fabric, part, fitted_temperature)
+                    if teacher is None and params.targets == "self":
+                        teacher = certain(labels, student.float())
+                    terms = distillation_terms(params, term, student.float(), teacher, labels)
+                    if isinstance(said, Hinted) and part.features is not None:
+                        features = fabric.to_device(torch.from_numpy(part.features)).float()
+                        terms = with_hint(
+                            params, state.epoch, terms, said.features.float(), features
+                        )
+                    # The gradients of the ranks are averaged: together they make the batch's mean.
+                    fabric.backward(terms.total * (part.share * fabric.world_size))
+                if part.share:
+                    means.add(terms, student, labels)
+                    on_batch(part, student.detach())
+                    if listener is not None:
+                        listener.hear(part, student.detach())
             if params.clip_norm is not None:
                 fabric.clip_gradients(wrapped, stepper, max_norm=params.clip_norm)
             stepper.step()
@@ -99,7 +107,8 @@ def train(
             state.step += 1
             checkpoints.after_step(state, state.epoch * steps_per_epoch + state.step)
         record = means.record(state.epoch)
-        record = record.model_copy(update=validate(judged.model, fabric, validation))
+        figures = validate(judged.model, fabric, validation) if fabric.is_global_zero else {}
+        record = record.model_copy(update=fabric.broadcast(figures))
         judged.after_epoch(record)
         if listener is not None:
             record = record.model_copy(update={"unseen": listener.end_epoch()})

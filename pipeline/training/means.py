@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, distributed
 
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.schemas.errors import DataError
@@ -14,9 +16,14 @@ from softlabel.schemas.reports import EpochRecord
 
 
 class EpochMeans:
-    """Sums of the terms over an epoch, weighted by batch size; kept on the training device."""
+    """Sums of the terms over an epoch, weighted by batch size; kept on the training device.
 
-    def __init__(self) -> None:
+    With several ranks each has its own; `record` and `state_dict` add them up, and all ranks call
+    these together.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
         self.begin(0.0)
 
     def begin(self, rate: float) -> None:
@@ -45,7 +52,8 @@ class EpochMeans:
 
     def record(self, epoch: int) -> EpochRecord:
         """The epoch's means; raises DataError where the loss is not finite."""
-        means = {name: float(total) / self._rows for name, total in self._sums.items()}
+        rows, sums = self._added_up()
+        means = {name: float(total) / rows for name, total in sums.items()}
         if not math.isfinite(means["loss"]):
             raise DataError(
                 f"train: the loss is {means['loss']} in epoch {epoch}; lower --learning-rate"
@@ -63,8 +71,21 @@ class EpochMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes to go on within the epoch."""
-        return {"rate": self._rate, "rows": self._rows, "sums": self._sums}
+        rows, sums = self._added_up()
+        return {"rate": self._rate, "rows": rows, "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one was."""
-        self._rate, self._rows, self._sums = state["rate"], state["rows"], dict(state["sums"])
+        """Go on where others were: the first rank has all that they had added up."""
+        self.begin(state["rate"])
+        self._sums = {name: torch.zeros_like(value) for name, value in state["sums"].items()}
+        if self._fabric.global_rank == 0:
+            self._rows, self._sums = state["rows"], dict(state["sums"])
+
+    def _added_up(self) -> tuple[int, dict[str, Tensor]]:
+        if self._fabric.world_size == 1:
+            return self._rows, self._sums
+        mine = [float(self._rows), *(float(value) for value in self._sums.values())]
+        added = torch.tensor(mine, dtype=torch.float64, device=self._fabric.device)
+        distributed.all_reduce(added)
+        rows, *sums = added.cpu()
+        return int(rows), dict(zip(self._sums, sums, strict=True))

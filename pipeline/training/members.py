@@ -176,7 +176,8 @@ def _samples(
     params, share = member.params, member.share
     order = (params.seed, epoch, params.batch_size, params.shuffle_rows)
     if share is None:
-        return inputs.samples.epoch(*order, first)
+        ranks = (member.fabric.global_rank, member.fabric.world_size)
+        return inputs.samples.epoch(*order, first, ranks)
     own = share.batches(inputs.samples.epoch(*order), params.batch_size)
     return itertools.islice(own, first, None)
 

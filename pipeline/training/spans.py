@@ -57,3 +57,19 @@ class Steps(NamedTuple):
 
     def _rest(self) -> int:
         return self.rows - self.start - self._whole() * self.batch_size * self.ranks
+
+
+def batch_shares(
+    rows: int, batch_size: int, first_batch: int, part: tuple[int, int]
+) -> Iterator[tuple[Span, float]]:
+    """The positions that rank i of n, `part`, takes of each batch, and their share of it.
+
+    All ranks together take each batch of `batch_size` from number `first_batch` on, whatever n is.
+    A rank for which a batch has no sample left takes its first with a share of 0: every rank has
+    part in every step.
+    """
+    rank, ranks = part
+    for first in range(first_batch * batch_size, rows, batch_size):
+        size = min(batch_size, rows - first)
+        own, end = first + rank * size // ranks, first + (rank + 1) * size // ranks
+        yield (Span(own, end), (end - own) / size) if own < end else (Span(first, first + 1), 0.0)

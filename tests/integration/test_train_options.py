@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from softlabel.schemas.errors import EnvironmentFault
+from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.params import TrainParams
 from softlabel.stages import train_student
 
@@ -154,4 +154,26 @@ def test_settings_that_do_not_fit_together(project: Project, command: Command) -
         outcome = command("train-student", "--model", MLP, "--output", "student", *flags)
         assert outcome.code == 2
         assert words in outcome.stderr
+    assert not Path("student").exists()
+
+
+def test_predictions_are_kept_by_one_process(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = types.SimpleNamespace(world_size=2, global_rank=1, is_global_zero=False)
+    monkeypatch.setattr(train_student, "launch_fabric", lambda *_, **__: two)
+    params = parameters(loss="kd", targets="self", temperature=1.0)
+    with pytest.raises(ParameterError, match="'self' are kept by one process; start it without"):
+        train_student.run(params)
+    assert not Path("student").exists()
+
+
+def test_more_ranks_than_gpus(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(EnvironmentFault, match="2 ranks here and torch sees 1 CUDA devices"):
+        train_student.run(parameters(device="cuda"))
     assert not Path("student").exists()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
-from softlabel.pipeline.training.spans import Steps
+from softlabel.pipeline.training.spans import Steps, batch_shares
 from tests.unit.builders import (
     CLASSES,
     numbers_of_keys,
@@ -99,3 +99,22 @@ def test_an_epoch_can_begin_at_any_batch(
     for batch in rest:
         assert batch.teacher is not None
         assert numbers_of_logits(batch.teacher) == numbers_of_keys(batch.keys)
+
+
+@given(st.integers(1, 60), BATCHES, st.integers(0, 4), st.integers(1, 5))
+def test_ranks_divide_each_batch(rows: int, batch_size: int, first: int, ranks: int) -> None:
+    steps = zip(
+        *(batch_shares(rows, batch_size, first, (rank, ranks)) for rank in range(ranks)),
+        strict=True,
+    )
+    begin = first * batch_size
+    for step in steps:
+        end = min(begin + batch_size, rows)
+        own = [span for span, share in step if share]
+        assert [position for span in own for position in range(*span)] == list(range(begin, end))
+        assert sum(share for _, share in step) == pytest.approx(1)
+        for span, share in step:
+            assert share == 0 or share == (span.end - span.first) / (end - begin)
+            assert begin <= span.first < span.end <= end
+        begin = end
+    assert begin >= rows

@@ -1,6 +1,5 @@
 """What a step does, on ten samples and a linear model: by hand, or against plain PyTorch."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,8 +144,7 @@ def test_parts_of_a_batch_keep_what_belongs_together() -> None:
     (batch, _) = batches(0, 0)
     parts = list(batch.parts(3))
     assert [len(part.keys) for part in parts] == [3, 3, 4]
-    for field in dataclasses.fields(batch):
-        whole = getattr(batch, field.name)
-        if whole is not None:
-            joined = [row for part in parts for row in getattr(part, field.name).tolist()]
-            assert joined == whole.tolist()
+    assert [part.share for part in parts] == [0.3, 0.3, 0.4]
+    for name in ("keys", "pixels", "labels", "teacher"):
+        joined = [row for part in parts for row in getattr(part, name).tolist()]
+        assert joined == getattr(batch, name).tolist()

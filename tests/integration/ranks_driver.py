@@ -1,0 +1,51 @@
+"""Trains as JOBS.json says, alone or as a rank of torchrun's, and writes down what it trained on.
+
+usage: ranks_driver.py JOBS.json     each job: train-student's parameters, and maybe `die`
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from softlabel.pipeline.training import loop, members
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.schemas.params import TrainParams
+from softlabel.stages import train_student
+from tests.unit.builders import CLASSES, numbers_of_keys, numbers_of_logits, numbers_of_pixels
+
+
+def run(job: dict[str, Any], rank: int) -> None:
+    """One training. die: after so many parts of batches the last rank kills itself."""
+    params = TrainParams.model_validate(job["params"])
+    seen = 0
+
+    def look(batch: TrainingBatch, logits: Tensor) -> None:
+        nonlocal seen
+        numbers = numbers_of_keys(batch.keys)
+        assert numbers_of_pixels(batch.pixels).tolist() == numbers
+        assert batch.labels.tolist() == [number % len(CLASSES) for number in numbers]
+        assert batch.teacher is not None
+        assert numbers_of_logits(batch.teacher) == numbers
+        assert len(logits) == len(numbers)
+        with open(f"{params.output}.seen-{rank}", "a") as file:
+            print(*numbers, file=file)
+        seen += 1
+        if seen == job.get("die") and rank == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with mock.patch.object(members, "train", functools.partial(loop.train, on_batch=look)):
+        train_student.run(params)
+
+
+if __name__ == "__main__":
+    for one in json.loads(Path(sys.argv[1]).read_text()):
+        run(one, int(os.environ.get("RANK", "0")))
