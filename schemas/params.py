@@ -329,6 +329,18 @@ class TrainParams(Record):
     clip_norm: Positive | None = Field(
         None, description="largest norm of a step's gradient; longer ones are cut to it"
     )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of mixup: pictures and targets are mixed with a partner's of the batch "
+        "in shares of Beta(alpha, alpha); 0: not",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of CutMix: a box is cut from the partner; with mixup too, one or the "
+        "other by chance; 0: not",
+    )
     ema: float | None = Field(
         None,
         gt=0,
@@ -481,6 +493,9 @@ class TrainParams(Record):
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs:g}, must be below the {self.epochs} epochs"
             )
+        if (self.mixup or self.cutmix) and (self.targets != "stored" or self.hint_layer):
+            what = "hint_layer" if self.hint_layer else f"targets {self.targets!r}"
+            raise ValueError(f"mixup and cutmix do not go with {what}; leave one of them out")
         if self.patience is not None and self.validation is None:
             raise ValueError("patience needs a validation source; give --validation SOURCE")
         return self

@@ -61,6 +61,18 @@ class TrainingBatch:
     features: npt.NDArray[np.float16] | None = None
     share: float = 1.0
 
+    def take(self, rows: Numbers) -> TrainingBatch:
+        """The samples of these rows, in this order."""
+        return TrainingBatch(
+            self.keys.take(pa.array(rows)),
+            self.pixels[rows],
+            self.labels[rows],
+            None if self.teacher is None else self.teacher[rows],
+            None if self.sparse is None else self.sparse.take(rows),
+            None if self.features is None else self.features[rows],
+            self.share,
+        )
+
     def parts(self, number: int) -> Iterator[TrainingBatch]:
         """The batch in so many even parts, or in as many as it has samples."""
         bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)

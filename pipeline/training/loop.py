@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
 from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
-from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
-from softlabel.pipeline.training.hints import Hinted, with_hint
 from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.lesson import Lesson
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans
+from softlabel.pipeline.training.mixing import Mixture, draw_mixture
 from softlabel.pipeline.training.optimizing import make_optimizer, make_schedule
-from softlabel.pipeline.training.sparse_losses import SparseTeacher
 from softlabel.pipeline.training.state import Stateful, TrainingState
 from softlabel.pipeline.training.validation import Validation, validate
 from softlabel.schemas.params import TrainParams
@@ -56,6 +55,7 @@ def train(
     optimizer = make_optimizer(params, model)
     schedule = make_schedule(params, optimizer, steps_per_epoch)
     wrapped, stepper = fabric.setup(_compiled(params, model), optimizer)
+    lesson = Lesson(params, fabric, wrapped, fitted_temperature)
     means, judged = EpochMeans(fabric), Judged(params, model)
     heard: dict[str, Stateful] = {} if listener is None else {"listener": listener}
     state = TrainingState(
@@ -72,26 +72,20 @@ def train(
     yield from state.history
     while state.epoch < params.epochs and not judged.enough(state.epoch):
         wrapped.train()
-        term = soft_term(params, state.epoch)
         if state.step == 0:
             means.begin(float(schedule.get_last_lr()[0]))
         for batch in prefetch(batches(state.epoch, state.step), BATCHES_AHEAD, "batches"):
             stepper.zero_grad()
-            *others, last = batch.parts(params.accumulate)
-            for part in (*others, last):
-                labels = fabric.to_device(torch.from_numpy(part.labels))
-                with fabric.no_backward_sync(wrapped, enabled=part is not last):
-                    said = wrapped(fabric.to_device(torch.from_numpy(part.pixels)))
-                    student = said.logits if isinstance(said, Hinted) else said
-                    teacher = _teacher(fabric, part, fitted_temperature)
-                    if teacher is None and params.targets == "self":
-                        teacher = certain(labels, student.float())
-                    terms = distillation_terms(params, term, student.float(), teacher, labels)
-                    if isinstance(said, Hinted) and part.features is not None:
-                        features = fabric.to_device(torch.from_numpy(part.features)).float()
-                        terms = with_hint(
-                            params, state.epoch, terms, said.features.float(), features
-                        )
+            mixture = draw_mixture(
+                params, batch.pixels, state.epoch, state.step, fabric.global_rank
+            )
+            parts = _with_partners(batch, mixture, params.accumulate)
+            for part, partner in parts:
+                with fabric.no_backward_sync(wrapped, enabled=part is not parts[-1][0]):
+                    if mixture is None or partner is None:
+                        terms, student, labels = lesson.plain(part, state.epoch)
+                    else:
+                        terms, student, labels = lesson.mixed(part, partner, mixture, state.epoch)
                     # The gradients of the ranks are averaged: together they make the batch's mean.
                     fabric.backward(terms.total * (part.share * fabric.world_size))
                 if part.share:
@@ -123,19 +117,11 @@ def _compiled(params: TrainParams, model: nn.Module) -> nn.Module:
     return torch.compile(model) if params.compile else model  # type: ignore[return-value]
 
 
-def _teacher(
-    fabric: Fabric, batch: TrainingBatch, fitted_temperature: float
-) -> Tensor | SparseTeacher | None:
-    if batch.sparse is not None:
-        ids, logits, tail = (
-            fabric.to_device(torch.from_numpy(part))
-            for part in (
-                batch.sparse.ids.astype("int64"),
-                batch.sparse.logits,
-                batch.sparse.tail_lse,
-            )
-        )
-        return SparseTeacher(ids, logits / fitted_temperature, tail)
-    if batch.teacher is None:
-        return None
-    return fabric.to_device(torch.from_numpy(batch.teacher)).float() / fitted_temperature
+def _with_partners(
+    batch: TrainingBatch, mixture: Mixture | None, number: int
+) -> list[tuple[TrainingBatch, TrainingBatch | None]]:
+    """The parts of a batch, and of those that they are mixed with."""
+    if mixture is None:
+        return [(part, None) for part in batch.parts(number)]
+    partners = batch.take(mixture.partners)
+    return list(zip(batch.parts(number), partners.parts(number), strict=True))

@@ -68,12 +68,12 @@ def figures(record: EpochRecord) -> dict[str, float]:
     return record.model_dump(exclude_none=True)
 
 
-@pytest.mark.parametrize("loss", ["kd", "dkd"])
-def test_accumulation_changes_nothing_but_memory(loss: str) -> None:
-    weights, records = trained(parameters(loss=loss))
+@pytest.mark.parametrize("changed", [{"loss": "kd"}, {"loss": "dkd"}, {"mixup": 0.5, "cutmix": 1}])
+def test_accumulation_changes_nothing_but_memory(changed: dict[str, Any]) -> None:
+    weights, records = trained(parameters(**changed))
     sizes: list[int] = []
     parts, curve = trained(
-        parameters(loss=loss, accumulate=4),
+        parameters(**changed, accumulate=4),
         on_batch=lambda batch, logits: sizes.append(len(batch.keys)),
     )
     assert sizes == [2, 3, 2, 3] * STEPS * 3

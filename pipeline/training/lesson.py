@@ -1,0 +1,97 @@
+"""A part of a batch through the student and its loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
+from softlabel.pipeline.training.hints import Hinted, with_hint
+from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.losses import LossTerms
+from softlabel.pipeline.training.mixing import Mixture
+from softlabel.pipeline.training.sparse_losses import SparseTeacher
+from softlabel.schemas.params import TrainParams
+
+
+class Outcome(NamedTuple):
+    """The terms of the loss, student logits `[N, C]`, and the labels int64 `[N]` to compare with.
+
+    labels: of pictures that are mixed, those that have the larger share.
+    """
+
+    terms: LossTerms
+    student: Tensor
+    labels: Tensor
+
+
+class Lesson:
+    """Asks `student` about pictures and holds its answers against their targets.
+
+    fitted_temperature: divides the teacher's logits alone, before T divides both sides.
+    """
+
+    def __init__(
+        self, params: TrainParams, fabric: Fabric, student: nn.Module, fitted_temperature: float
+    ) -> None:
+        self._params = params
+        self._fabric = fabric
+        self._student = student
+        self._fitted = fitted_temperature
+
+    def plain(self, part: TrainingBatch, epoch: int) -> Outcome:
+        """The pictures as they are."""
+        said = self._student(self._tensor(part.pixels))
+        student = said.logits if isinstance(said, Hinted) else said
+        labels = self._tensor(part.labels)
+        terms = self._terms(epoch, student, self._teacher(part), labels)
+        if isinstance(said, Hinted) and part.features is not None:
+            features = self._tensor(part.features).float()
+            terms = with_hint(self._params, epoch, terms, said.features.float(), features)
+        return Outcome(terms, student, labels)
+
+    def mixed(
+        self, part: TrainingBatch, partner: TrainingBatch, mixture: Mixture, epoch: int
+    ) -> Outcome:
+        """The pictures mixed with those of `partner`, and so their targets.
+
+        Kept classes are each side's own: there the losses against both are mixed, which for the
+        cross-entropy is the same.
+        """
+        own, other = self._tensor(part.pixels), self._tensor(partner.pixels)
+        student: Tensor = self._student(mixture.pixels(own, other))
+        teachers = [self._teacher(part), self._teacher(partner)]
+        if isinstance(teachers[0], Tensor) and isinstance(teachers[1], Tensor):
+            mse = self._params.loss == "mse"
+            T = 1.0 if mse else soft_term(self._params, epoch).temperature
+            teachers = [mixture.logits(teachers[0], teachers[1], T)] * 2
+        labels = [self._tensor(part.labels), self._tensor(partner.labels)]
+        sides = [
+            self._terms(epoch, student, teacher, hard)
+            for teacher, hard in zip(teachers, labels, strict=True)
+        ]
+        larger = labels[0] if mixture.share >= 0.5 else labels[1]
+        return Outcome(mixture.terms(*sides), student, larger)
+
+    def _terms(
+        self, epoch: int, student: Tensor, teacher: Tensor | SparseTeacher | None, labels: Tensor
+    ) -> LossTerms:
+        if teacher is None and self._params.targets == "self":
+            teacher = certain(labels, student.float())
+        term = soft_term(self._params, epoch)
+        return distillation_terms(self._params, term, student.float(), teacher, labels)
+
+    def _teacher(self, part: TrainingBatch) -> Tensor | SparseTeacher | None:
+        if part.sparse is not None:
+            ids = self._tensor(part.sparse.ids.astype("int64"))
+            logits, tail = self._tensor(part.sparse.logits), self._tensor(part.sparse.tail_lse)
+            return SparseTeacher(ids, logits / self._fitted, tail)
+        if part.teacher is None:
+            return None
+        return self._tensor(part.teacher).float() / self._fitted
+
+    def _tensor(self, array: Any) -> Tensor:
+        return self._fabric.to_device(torch.from_numpy(array))
