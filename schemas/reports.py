@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.labelset import CodecName, Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
@@ -172,7 +174,8 @@ class TrainReport(Record):
 
     samples: of an epoch. rejects: those of the source that the label set leaves out.
     best_epoch: the one whose weights were published where patience chose it, else null.
-    peers: what it wrote of the other members, where several taught each other.
+    peers: what it wrote of the other members, where several taught each other. settings: those that
+    were given, in the parameter file or as flags.
     """
 
     output: Path
@@ -186,13 +189,17 @@ class TrainReport(Record):
     device: str
     seconds: float
     labels_identity_sha256: str | None
+    settings: dict[str, object] = Field(default_factory=dict)
     best_epoch: int | None = None
     history: tuple[EpochRecord, ...]
     peers: tuple[TrainReport, ...] = ()
 
 
 class StudentCard(Record):
-    """student.json: all that is needed to build the student again and to feed it."""
+    """student.json: all that is needed to build the student again and to feed it.
+
+    label_bytes: bytes a row of the label set that it learned from, null without one.
+    """
 
     format_version: int = 1
     run: str
@@ -216,6 +223,7 @@ class StudentCard(Record):
     soft_weight: float | None
     label_smoothing: float
     labels_identity_sha256: str | None
+    label_bytes: float | None = None
 
     @property
     def framing(self) -> Framing:

@@ -84,7 +84,9 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         sections.projection_section(evaluation, teacher, students),
     )
     context = {"title": params.title, "version": softlabel.__version__, "colours": colours}
-    context |= _gallery(params, labels, pairs) | _origin(params, evaluation, students, labels)
+    context |= _gallery(params, labels, pairs) | _origin(
+        params, evaluation, students, trained, labels
+    )
     live = labels is not None and labels.manifest.identity.k is None
     data: dict[str, Any] = {"plots": {}, "samples": live_data(pairs) if live else []}
     data["targets"] = [] if profile is None else [one.model_dump() for one in stops_of(profile)]
@@ -217,12 +219,13 @@ def _origin(
     params: ReportParams,
     evaluation: EvaluateReport,
     cards: Sequence[StudentCard],
+    trained: Sequence[TrainReport],
     labels: LabelSet | None,
 ) -> dict[str, Any]:
     return {
         "labels": None if labels is None else origin.label_origin(labels),
         "other_labels": () if labels is None else origin.other_labels(cards, labels),
-        "commands": origin.commands(params, evaluation, cards, labels),
+        "commands": origin.commands(params, evaluation, cards, trained, labels),
         "measured_on": origin.shown_path(evaluation.source),
         "source": None if params.source is None else origin.shown_path(params.source),
     }

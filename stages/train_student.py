@@ -253,6 +253,7 @@ def _publish(
         device=device_name(member.fabric),
         seconds=seconds,
         labels_identity_sha256=identity,
+        settings=params.model_dump(mode="json", include=params.model_fields_set - {"runs"}),
         best_epoch=member.best_epoch,
         history=tuple(history),
     )
@@ -272,6 +273,7 @@ def _publish(
         soft_weight=params.soft_weight if soft else None,
         label_smoothing=params.label_smoothing,
         labels_identity_sha256=identity,
+        label_bytes=inputs.labels.bytes_per_row if inputs.labels else None,
     )
     if not member.fabric.is_global_zero:
         return report

@@ -123,6 +123,11 @@ class LabelSet:
         """
         return read_rejects(self.folder, self.manifest)
 
+    @property
+    def bytes_per_row(self) -> float:
+        """Size of the shards over the rows."""
+        return sum(shard.bytes for shard in self.manifest.shards) / max(1, len(self))
+
     def __len__(self) -> int:
         return self.manifest.rows
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -11,7 +12,7 @@ from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
 from softlabel.schemas.labelset import MeasuredFidelity, SourceFile
 from softlabel.schemas.params import ReportParams
-from softlabel.schemas.reports import EvaluateReport, StudentCard
+from softlabel.schemas.reports import EvaluateReport, StudentCard, TrainReport
 
 FILES_SHOWN = 4
 LINE_WIDTH = 80
@@ -73,22 +74,24 @@ def commands(
     params: ReportParams,
     evaluation: EvaluateReport,
     cards: Sequence[StudentCard],
+    trained: Sequence[TrainReport],
     labels: LabelSet | None,
 ) -> tuple[Command, ...]:
     """The verbs with the values that are known, in the order in which they ran."""
-    found = (
-        []
-        if labels is None
-        else [
-            Command("run the teacher, the file with the hash above, once", _infer(params, labels))
-        ]
-    )
+    found = [] if labels is None else [_label_command(params, labels)]
     for run in dict.fromkeys(card.run for card in cards):
         seeds = sorted({card.seed for card in cards if card.run == run})
-        found.append(Command(f"train “{run}”", _train(run, seeds)))
+        settings = next((one.settings for one in trained if one.run == run), {})
+        found.append(Command(f"train “{run}”", _train(run, seeds, settings)))
     models = [part for path in params.models for part in ("--models", path)]
-    evaluate = ["--source", evaluation.source, "--output", params.evaluation]
-    found.append(Command("measure the students", _line("evaluate", *models, *evaluate)))
+    evaluate: list[object] = [*models, "--source", evaluation.source]
+    if evaluation.label_set is not None:
+        evaluate += ["--labels", evaluation.label_set.folder]
+    evaluate += ["--output", params.evaluation]
+    found.append(Command("measure the students", _line("evaluate", *evaluate)))
+    if params.calibration is not None:
+        line = _line("calibrate", "--output", params.calibration)
+        found.append(Command("fit the teacher's temperature", line))
     found.append(Command("write this page", _report(params, models)))
     return tuple(found)
 
@@ -101,17 +104,43 @@ def other_labels(cards: Sequence[StudentCard], labels: LabelSet) -> tuple[str, .
     return tuple(dict.fromkeys(runs))
 
 
+def _label_command(params: ReportParams, labels: LabelSet) -> Command:
+    making = labels.manifest.making
+    if making.verb != "infer":
+        return Command("make the label set out of others", making.command)
+    several = len(labels.manifest.identity.teacher_sha256) > 1
+    who = "teachers, the files with the hashes" if several else "teacher, the file with the hash"
+    return Command(f"run the {who} above, once", _infer(params, labels))
+
+
 def _infer(params: ReportParams, labels: LabelSet) -> str:
     identity = labels.manifest.identity
     source = [] if params.source is None else ["--source", params.source]
     values = [part for T in identity.temperatures for part in ("--temperatures", f"{T:g}")]
     codec = ["--codec", identity.codec, *([] if identity.k is None else ["--k", identity.k])]
     codec += ["--tail", "prior"] if identity.tail == "prior" else []
+    layout = labels.manifest.layout
+    values += [] if layout == "packed" else ["--layout", layout]
+    limit = labels.manifest.limit
+    values += [] if limit is None else ["--limit", str(limit)]
     return _line("infer", *source, "--output", labels.folder, *codec, *values)
 
 
-def _train(run: str, seeds: Sequence[int]) -> str:
-    line = _line("train-student", *(["--run", run] if run != UNNAMED else []), "--seed")
+def _train(run: str, seeds: Sequence[int], settings: Mapping[str, object]) -> str:
+    """The command of all seeds, with every setting that was given to the first one."""
+    parts: list[object] = ["--run", run] if run != UNNAMED else []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in ("run", "seed") or value is None:
+            continue
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            parts += [flag, json.dumps(value)]
+        else:
+            values = value if isinstance(value, list) else [value]
+            parts += [part for one in values for part in (flag, _shown(one))]
+    line = _line("train-student", *parts, "--seed")
     if len(seeds) == 1:
         return f"{line} {seeds[0]}"
     return f"for seed in {' '.join(map(str, seeds))}; do {line} $seed; done"
@@ -119,12 +148,18 @@ def _train(run: str, seeds: Sequence[int]) -> str:
 
 def _report(params: ReportParams, models: Sequence[str | Path]) -> str:
     flags: list[object] = ["--evaluation", params.evaluation, *models]
-    for name in ("labels", "source"):
+    for name in ("labels", "source", "calibration"):
         value = getattr(params, name)
         flags += [] if value is None else [f"--{name}", value]
     flags += [part for T in params.temperatures for part in ("--temperatures", f"{T:g}")]
     flags += ["--samples", params.samples, "--title", params.title, "--output", params.output]
     return _line("report", *flags)
+
+
+def _shown(value: object) -> object:
+    """A value as it may stand on the page: of a path outside the project its name."""
+    outside = isinstance(value, str) and ("/" in value or value == "..")
+    return PurePath(str(value)) if outside else value
 
 
 def _line(verb: str, *parts: object) -> str:

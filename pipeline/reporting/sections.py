@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softlabel.pipeline.reporting import class_plots, plots, reliability, wording
+from softlabel.pipeline.reporting.bytes_plot import bytes_rows, bytes_spec
 from softlabel.pipeline.reporting.class_plots import SIGNS
 from softlabel.schemas.reports import (
     CalibrateReport,
@@ -53,14 +54,23 @@ def results_section(
     described = "Accuracy of every student as a dot and of each run as a diamond: " + "; ".join(
         f"{run.run} {wording.percent(run.accuracy)}" for run in evaluation.runs
     )
-    context = {
+    context: dict[str, Any] = {
         "reached": reached,
         "worth": worth,
         "sampling_error": 100 * wording.sampling_error(evaluation),
         "rows": evaluation.rows,
         "runs": [_run_row(run, evaluation, known) for run in evaluation.runs],
+        "sizes": bytes_rows(evaluation.runs, cards),
     }
-    return {"seeds": plots.seeds_spec(evaluation, colours, described)}, context
+    specs = {"seeds": plots.seeds_spec(evaluation, colours, described)}
+    if context["sizes"]:
+        told = "; ".join(
+            f"{row['run']} {row['bytes']:.0f} bytes, {100 * row['accuracy']:.1f} %"
+            for row in context["sizes"]
+        )
+        described = f"Accuracy against bytes a sample: {told}"
+        specs["bytes"] = bytes_spec(context["sizes"], colours, described)
+    return specs, context
 
 
 def curves_section(trained: Sequence[TrainReport], colours: Mapping[str, str]) -> Section:

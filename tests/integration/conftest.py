@@ -12,6 +12,7 @@ import pytest
 
 from softlabel.pipeline.codecs.codec import shift_rows
 from softlabel.pipeline.codecs.numerics import kl_sums
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import writing_shard
@@ -49,6 +50,7 @@ from softlabel.schemas.reports import (
 )
 from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Preprocess
+from tests.unit.label_sets import numbered, write_set
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 ROWS = 400
@@ -63,6 +65,7 @@ class Recipe:
     loss: str
     accuracies: Sequence[float]
     overconfidence: float = 0.02
+    label_bytes: float = 36.0
 
 
 RECIPES = (
@@ -117,6 +120,25 @@ def hostile_world(make_world: World) -> ReportParams:
     return params.model_copy(update={"title": HOSTILE[0]})
 
 
+@pytest.fixture
+def large_world(make_world: World) -> ReportParams:
+    """A project of 1,000 classes, whose label set has 50,000 rows, and two sizes of labels."""
+    params = make_world(
+        recipes=(*RECIPES, Recipe("top", "kd", (0.97, 0.98), label_bytes=20.0)),
+        classes=[f"class {index}, with a name of some length" for index in range(1000)],
+    )
+    identity = open_labelset(Path("labels")).manifest.identity
+    packing = make_packing(identity)
+    random = np.random.default_rng(0)
+    rows = shift_rows(random.normal(0, 3, (1000, 1000)).astype(np.float32))
+    keys, hard = pa.array([""] * 1000), pa.array(rows.top1.astype(np.int32))
+    payload = packing.codec.encode(rows)
+    block = LabelBlock(keys, hard, rows.top1, rows.shift, payload, packing.codec)
+    write_set(Path("large"), packing, numbered([block] * 50))
+    update = {"labels": Path("large"), "source": None, "calibration": None}
+    return params.model_copy(update=update)
+
+
 def write_source(folder: Path, classes: Sequence[str], keys: Sequence[str] | None = None) -> Source:
     block = read_digits().slice(0, ROWS)
     if keys is not None:
@@ -133,7 +155,7 @@ def write_labels(folder: Path, source: Source) -> str:
     """A complete label set in one shard; logits are distances to the classes' mean pictures."""
     segments = tuple(Segment(source=f.name, first=0, rows=f.rows) for f in source.files)
     block = source.read(segments)
-    logits = _logits(block)
+    logits = _logits(block, len(source.classes))
     height, width, channels = source.shape
     plain = Preprocess(height=height, width=width, channels=channels, mean=(0.5,), std=(0.5,))
     identity = Identity(
@@ -218,6 +240,7 @@ def write_students(
                 soft_weight=0.9 if soft else None,
                 label_smoothing=0.0,
                 labels_identity_sha256=identity if soft else None,
+                label_bytes=recipe.label_bytes if soft else None,
             )
             write_record(student / "student.json", card)
             report = TrainReport(
@@ -231,6 +254,13 @@ def write_students(
                 device="cpu",
                 seconds=1.5,
                 labels_identity_sha256=card.labels_identity_sha256,
+                settings={
+                    "loss": recipe.loss,
+                    "source": str(Path.cwd() / "data/train"),
+                    "model_args": {"width": 8},
+                    "standardise": False,
+                    "seed": seed,
+                },
                 history=_history(accuracy, soft, seed, epochs),
             )
             write_record(student / "train.json", report)
@@ -316,14 +346,15 @@ def write_record(path: Path, record: Record) -> None:
     path.write_bytes(canonical_json(record) if of_label_set else report_json(record))
 
 
-def _logits(block: SampleBlock) -> npt.NDArray[np.float32]:
+def _logits(block: SampleBlock, classes: int) -> npt.NDArray[np.float32]:
     labels = block.hard_labels()
     pixels = block.inputs.reshape(len(block), -1).astype(np.float32) / 255
     means = np.stack([pixels[labels == label].mean(axis=0) for label in range(10)])
     distances = ((pixels[:, None, :] - means[None]) ** 2).sum(axis=2)
     logits = -3.0 * distances
     logits[np.arange(len(block)), labels] += 3
-    return np.asarray(logits, np.float32)
+    others = np.full((len(block), classes - 10), logits.min() - 1)
+    return np.concatenate([logits, others], axis=1).astype(np.float32)
 
 
 def _history(accuracy: float, soft: bool, seed: int, epochs: int) -> tuple[EpochRecord, ...]:

@@ -179,9 +179,22 @@ def test_it_says_where_the_labels_come_from(make_world: World) -> None:
     assert all(f"{one.kl_mean:.2g}" in text for one in labels.manifest.fidelity)
     assert all(str(file.digest) in text for file in identity.source)
     assert "softlabel infer --source data/train --output labels --codec dense-f16" in text
-    assert "for seed in 0 1 2 3; do softlabel train-student --run kd --seed $seed; done" in text
+    trained = "softlabel train-student --run kd --loss kd --model-args '{\"width\": 8}'"
+    flags = "--source train --no-standardise --seed $seed; done"
+    assert f"for seed in 0 1 2 3; do {trained} {flags}" in text.replace("\\ ", "")
+    assert "softlabel calibrate --output reports/calibration.json" in text
     assert "softlabel evaluate --models models/students --source data/test" in text
     assert f"softlabel {softlabel.__version__}" in text
+
+
+def test_a_derived_set_names_the_command_that_made_it(make_world: World) -> None:
+    params = make_world()
+    made = ConvertParams(labels=params.labels, output=Path("f32"), codec="dense-u8")
+    convert.run(made)
+    run(params.model_copy(update={"labels": Path("f32")}))
+    text = Page(params.output).text
+    assert open_labelset("f32").manifest.making.command in text
+    assert "softlabel infer" not in text
 
 
 def test_the_page_is_complete_and_asks_nobody(make_world: World) -> None:
@@ -267,7 +280,7 @@ def test_runs_without_a_name_get_one(make_world: World) -> None:
     run(params)
     text = Page(params.output).text
     assert "unnamed" in text
-    assert "do softlabel train-student --seed $seed; done" in text
+    assert "do softlabel train-student --loss kd" in text
 
 
 def test_students_of_other_labels_are_pointed_out(make_world: World) -> None:

@@ -290,6 +290,22 @@ def test_hostile_names_run_nothing(
     assert browser.complaints() == []
 
 
+def test_a_thousand_classes_and_fifty_thousand_samples(
+    browser: Browser, large_world: ReportParams, pictures: Path
+) -> None:
+    report = run(large_world)
+    assert report.soft_targets is not None
+    assert report.soft_targets.of_rows == 50_000
+    assert report.bytes < 15 * 10**6
+    browser.open(report.output, PHONE)
+    browser.screenshot(pictures / "report-large.png")
+    marks = browser.value(MARKS)
+    assert {"bytes", "by-class", "similarity", "targets-entropy"} <= set(marks)
+    assert min(marks.values()) >= 2
+    assert browser.value("document.documentElement.scrollWidth") == PHONE[0]
+    assert browser.complaints() == []
+
+
 def picture_of_top(page: Path, picture: Path, scheme: str = "light") -> None:
     """Write the first screenful of `page` as a PNG."""
     binary = chromium()
