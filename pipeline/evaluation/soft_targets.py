@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.codecs.topk import TopK
 from softlabel.pipeline.evaluation.class_means import ClassMeans
 from softlabel.pipeline.evaluation.similarity import similarity
@@ -41,11 +40,16 @@ class TargetSums:
 
     def add(self, logits: npt.NDArray[np.float32]) -> None:
         """Count rows of logits `[N, C]`, of any shift."""
-        probs = softmax(logits, self.temperature)
-        logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-        entropy = -np.einsum("nc,nc->n", probs, logs, dtype=np.float64)
-        top1 = probs.max(axis=1).astype(np.float64)
-        self._rows += len(probs)
+        with np.errstate(over="ignore"):  # what is too far below is -inf, without mass
+            scaled = logits - logits.max(axis=1, keepdims=True)
+            scaled /= np.float32(self.temperature)
+        weights = np.exp(scaled)
+        norm = weights.sum(axis=1, dtype=np.float64)
+        # The entropy is ln norm - sum p d, and a class without mass has no part in it.
+        np.copyto(scaled, 0, where=np.isneginf(scaled))
+        entropy = np.log(norm) - np.einsum("nc,nc->n", weights, scaled) / norm
+        top1 = 1 / norm
+        self._rows += len(norm)
         self._entropy += float(entropy.sum())
         self._top1 += float(top1.sum())
         self._entropy_rows += _counts(entropy / self._highest, ENTROPY_BINS)

@@ -87,7 +87,9 @@ def test_figures_worked_by_hand(tmp_path: Path, command: Command) -> None:
     lines = shown(command, folder)
     (row,) = [line for line in lines if line.startswith(f"     1 {found['entropy']['1.0']:10.4f}")]
     # Top-1 of a half and of 3/8, two rows each: bins (45 %, 50 %] and (35 %, 40 %].
-    assert row.split()[2:4] == ["2.5e-01", "43.8%"]
+    top1 = found["targets"][0]["top1"]
+    assert top1 == pytest.approx(7 / 16)
+    assert row.split()[2:4] == ["2.5e-01", f"{top1:.1%}"]
     assert row.endswith("  |       █ █          |")
     assert "the top-1 equals the hard label for 66.67% of 3 rows" in lines
 
