@@ -22,6 +22,9 @@ SECTIONS = {
     "train_teacher": "train_teacher",
     "export": "export",
     "infer": "infer",
+    "infer_test": "infer",
+    "inspect": "inspect",
+    "calibrate": "calibrate",
     "train_plain": "train_student",
     "train_student": "train_student",
     "evaluate": "evaluate",
@@ -82,6 +85,8 @@ def test_each_stage_calls_its_verb_with_its_section(stages: Document) -> None:
         assert verb == own
         if name == "train_teacher":
             assert flags == ["--section", "train_teacher"]
+        elif name == "infer_test":
+            assert flags == ["--source", "data/test", "--output", "labels-test"]
         elif "matrix" in stages[name]:
             assert flags == ["--run", "${item.run}", "--seed", "${item.seed}"]
         else:
@@ -121,6 +126,15 @@ def test_runs_that_read_labels_wait_for_them(stages: Document, params: Document)
             assert (settings.get("labels") in stages[name]["deps"]) == wants
 
 
+def settings(stages: Document, params: Document, stage: str) -> Document:
+    """The section that the stage reads, with what its command says over it."""
+    section: Document = dict(params[SECTIONS[stage]])
+    if "matrix" not in stages[stage]:
+        _, _, *flags = stages[stage]["cmd"].split()
+        section |= {flag[2:]: value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    return section
+
+
 def named_paths(section: Document) -> Iterator[str]:
     for key in READ:
         value = section.get(key)
@@ -129,7 +143,7 @@ def named_paths(section: Document) -> Iterator[str]:
 
 @pytest.mark.parametrize("stage", SECTIONS)
 def test_what_a_stage_reads_is_a_dependency(stages: Document, params: Document, stage: str) -> None:
-    section = params[SECTIONS[stage]]
+    section = settings(stages, params, stage)
     dependencies = stages[stage].get("deps", [])
     for path in named_paths(section):
         assert any(below(dependency, path) for dependency in dependencies), path
@@ -140,13 +154,16 @@ def test_what_a_stage_reads_is_a_dependency(stages: Document, params: Document, 
 
 @pytest.mark.parametrize("stage", SECTIONS)
 def test_what_a_stage_writes_is_an_output(stages: Document, params: Document, stage: str) -> None:
-    section = params[SECTIONS[stage]]
+    section = settings(stages, params, stage)
     found = outputs(stages[stage])
     if "matrix" in stages[stage]:
         assert list(found) == [section["output"] + "/${item.run}-${item.seed}"]
     else:
         assert found
-        assert all(below(path, section["output"]) for path in found)
+        # What is written beside a file has its name before a dash.
+        place, _, suffix = section["output"].partition(".")
+        beside = {f"{place}-{name}.{suffix}" for name in ("metrics", "plot")}
+        assert all(below(path, section["output"]) or path in beside for path in found)
 
 
 def test_what_is_read_is_written_by_an_earlier_stage(stages: Document) -> None:
