@@ -462,11 +462,13 @@ def _trained(report: Any) -> str:
     if last.validation_accuracy is not None:
         figures.append(f"validation accuracy {last.validation_accuracy:.2%}")
     which = "" if best is None else f" (epoch {best} of {len(report.history)}, counted from 0)"
-    return (
-        f"wrote {report.output}: {', '.join(figures)}{which}\n"
+    lines = [
+        f"wrote {report.output}: {', '.join(figures)}{which}",
         f"{report.steps:,} steps over {report.samples:,} samples in {report.seconds:.1f} s "
-        f"on {report.device}"
-    )
+        f"on {report.device}",
+        *_rejects(report),
+    ]
+    return "\n".join(lines)
 
 
 def _calibrate(report: Any) -> str:

@@ -309,6 +309,7 @@ def test_training_reads_none_of_them(
     assert report["steps"] == 2 * 4
     assert len(seen) == 2 * 61
     assert not set(seen) & {data for data, _ in BAD.values()}
+    assert "left out: 14 samples" in ok(command, *TRAIN, "--labels=labels", "--output=again")
     bare = command(*TRAIN, "--loss=hard", "--output=hard")
     assert bare.code == 3
     assert any(repr(key) in bare.stderr for key in bad_keys())
