@@ -3,7 +3,7 @@
 usage: python benchmarks/seeing.py WORK [--rows 1280000] [--classes 1000] [--in-memory 320000]
 
 WORK receives a source of one-pixel pictures, a dense-f16 label set of made-up logits and a student
-of one hidden unit, so that measuring and not the student takes the time: 2.1 GB for 1,000 classes.
+of one hidden unit, so that measuring and not the student takes the time: 2.6 GB for 1,000 classes.
 Each command runs in a process of its own; peak memory is that of the process. The last lines do
 the same figures in NumPy with all rows in memory, at `--in-memory` rows, for it needs 16 bytes a
 logit.
