@@ -315,7 +315,7 @@ def test_the_report_of_a_prior_s_tail_says_so_and_moves_no_bars(
     page = " ".join(Path("reports/report.html").read_text().split())
     assert "the mass is spread as the teacher does on the whole here" in page
     assert "--codec topk --k 5 --tail prior" in page
-    # The histograms follow the temperature; the samples' tails are exact at the recorded ones alone.
+    # The histograms follow the temperature; samples' tails are exact at the recorded ones alone.
     (data,) = re.findall(r'<script[^>]*id="page-data"[^>]*>(.*?)</script>', page, re.DOTALL)
     assert json.loads(data)["samples"] == []
     assert "Move it, and the histograms move along" in page
