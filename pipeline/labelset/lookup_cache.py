@@ -213,23 +213,25 @@ def _checked(path: Path, stated: Card, names: Iterable[str], *, full: bool) -> A
     """The columns, where their types, their shapes and, as the case is, bytes are as stated."""
     try:
         arrays = _mapped(path, names)
+        full = full or sum(values.nbytes for values in arrays.values()) <= CHECKED_BYTES
+        for name, values in arrays.items():
+            column = stated.columns.get(name)
+            if column is None or (column.dtype, column.shape) != (values.dtype.str, values.shape):
+                return None
+            if full and column.xxh3_64 != _xxh3_64(path / f"{name}.npy", values.nbytes):
+                return None
     except (OSError, ValueError):
         return None
-    full = full or sum(values.nbytes for values in arrays.values()) <= CHECKED_BYTES
-    for name, values in arrays.items():
-        column = stated.columns.get(name)
-        if column is None or (column.dtype, column.shape) != (values.dtype.str, values.shape):
-            return None
-        if full and column.xxh3_64 != _xxh3_64(values):
-            return None
     return arrays
 
 
-def _xxh3_64(values: npt.NDArray[Any]) -> str:
+def _xxh3_64(path: Path, size: int) -> str:
+    """Of the file's values, its last `size` bytes: read, for pages of a mapping stay in memory."""
     digest = xxhash.xxh3_64()
-    data = values.reshape(-1).view(np.uint8)
-    for first in range(0, len(data), PIECE):
-        digest.update(data[first : first + PIECE].data)
+    with open(path, "rb") as file:
+        file.seek(-size, os.SEEK_END)
+        while piece := file.read(PIECE):
+            digest.update(piece)
     return digest.hexdigest()
 
 
