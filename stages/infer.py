@@ -54,6 +54,8 @@ from softlabel.schemas.reports import InferPreview, InferReport
 from softlabel.schemas.sample import RunTeacher
 
 CHECKED_ROWS = 1024
+# Of each run of rows the reading costs as much as a few more rows do.
+CHECKED_PLACES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ def _try_teacher(
     rows = CHECKED_ROWS
     if params.allow_bad_teacher and params.on_bad_sample == "stop":
         rows = 1
-    sample = sampled(files, rows, source.views)
+    sample = sampled(files, rows, source.views, CHECKED_PLACES)
     used = labelled = correct = 0
     rejects: list[Reject] = []
     for segments in batches(sample, _batch_size(plan), source.views):

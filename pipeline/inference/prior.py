@@ -96,22 +96,24 @@ class TailPrior:
         return tuple(np.round(logits, DECIMALS).tolist())
 
 
-def sampled(files: Sequence[SourceFile], rows: int, views: int = 1) -> ShardPlan:
-    """Samples spread over the files, with about `rows` label rows in all."""
-    segments = tuple(spread_rows(files, -(-rows // views)))
+def sampled(
+    files: Sequence[SourceFile], rows: int, views: int = 1, places: int = PLACES
+) -> ShardPlan:
+    """Samples from `places` places of the files, with about `rows` label rows in all."""
+    segments = tuple(spread_rows(files, -(-rows // views), places))
     count = views * sum(segment.rows for segment in segments)
     return ShardPlan(name="sample", rows=count, segments=segments)
 
 
-def spread_rows(files: Sequence[SourceFile], rows: int) -> list[Segment]:
-    """About `rows` rows of the files, in order: short runs at equal distances.
+def spread_rows(files: Sequence[SourceFile], rows: int, places: int = PLACES) -> list[Segment]:
+    """About `rows` rows of the files, in order: runs at `places` places in equal distances.
 
     A pure function of the files, so that the same source gives the same samples.
     """
     bounds = np.cumsum([0, *(file.rows for file in files)])
     total = int(bounds[-1])
     wanted = min(rows, total)
-    length = -(-wanted // PLACES)
+    length = -(-wanted // places)
     places = wanted // length
     segments = []
     for start in (place * total // places for place in range(places)):
