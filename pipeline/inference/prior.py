@@ -106,15 +106,16 @@ def sampled(
 
 
 def spread_rows(files: Sequence[SourceFile], rows: int, places: int = PLACES) -> list[Segment]:
-    """About `rows` rows of the files, in order: runs at `places` places in equal distances.
+    """About `rows` rows of the files, in order: runs at `places` places in equal distances, or all.
 
     A pure function of the files, so that the same source gives the same samples.
     """
     bounds = np.cumsum([0, *(file.rows for file in files)])
     total = int(bounds[-1])
-    wanted = min(rows, total)
-    length = -(-wanted // places)
-    places = wanted // length
+    if rows >= total:
+        return [Segment(source=file.name, first=0, rows=file.rows) for file in files if file.rows]
+    length = -(-rows // places)
+    places = rows // length
     segments = []
     for start in (place * total // places for place in range(places)):
         left = length
