@@ -125,7 +125,9 @@ def test_what_cannot_be_held_is_named_by_its_key(
 ) -> None:
     empty_project.source(shards=(ROWS,), poisoned=(1200,))
     empty_project.teacher(poisoned=True)
-    refused = command(*INFER)
+    # The look at samples of the whole source would find it first.
+    unseen = (*INFER, "--allow-bad-teacher")
+    refused = command(*unseen)
     assert refused.code == 3
     assert "logits hold NaN for key 'sample-001200'" in refused.stderr
     assert sum(on_device) > 0
@@ -135,7 +137,7 @@ def test_what_cannot_be_held_is_named_by_its_key(
     model.graph.node.append(helper.make_node("Mul", ["rows", "factor"], ["wide"]))
     model.graph.node[-2].CopyFrom(helper.make_node("Identity", ["seen"], ["logits"]))
     TEACHER.write_bytes(model.SerializeToString())
-    refused = command(*INFER, "--features=wide", "--output=wide")
+    refused = command(*unseen, "--features=wide", "--output=wide")
     assert refused.code == 3
     assert "features are beyond 65,504, the end of float16 for key 'sample-001200'" in (
         refused.stderr
