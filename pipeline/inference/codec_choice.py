@@ -9,7 +9,7 @@ from softlabel.pipeline.teachers.head import LinearEnd, find_head
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import CodecName
-from softlabel.schemas.params import InferCodec
+from softlabel.schemas.params.infer import InferCodec
 
 MOST_DENSE_CLASSES = 4096
 # Features of 2,048 bytes a row.

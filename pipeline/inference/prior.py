@@ -13,7 +13,7 @@ from softlabel.pipeline.inference.runner import naming_the_key, shift_output
 from softlabel.pipeline.inference.usable import read_slots
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Segment, ShardPlan, SourceFile
-from softlabel.schemas.params import OnBadSample
+from softlabel.schemas.params.shared import OnBadSample
 from softlabel.schemas.sample import Logits, RunTeacher
 
 # Rows that a prior is taken from, however large the batches that the teacher runs in.

@@ -38,7 +38,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.packed import PackedOutput, Packer, PackTeacher
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Plan, Receipt, Reject, ShardPlan, canonical_json
-from softlabel.schemas.params import OnBadSample
+from softlabel.schemas.params.shared import OnBadSample
 from softlabel.schemas.sample import Logits, RunTeacher, TeacherOutput
 
 QUEUE_BATCHES = 4

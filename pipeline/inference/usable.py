@@ -16,7 +16,7 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.packed import PackedOutput
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject, Segment
-from softlabel.schemas.params import OnBadSample
+from softlabel.schemas.params.shared import OnBadSample
 from softlabel.schemas.sample import Array, SampleBlock, TeacherOutput
 
 Output = TypeVar("Output", TeacherOutput, PackedOutput)

@@ -51,7 +51,7 @@ from softlabel.schemas.labelset import (
     sha256_of,
     shard_file,
 )
-from softlabel.schemas.params import IfDifferent
+from softlabel.schemas.params.shared import IfDifferent
 
 # Beside the folder: a complete set until the new one stands, and an unfinished one on its way out.
 REPLACED = ".replaced"

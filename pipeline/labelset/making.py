@@ -31,7 +31,7 @@ from softlabel.schemas.labelset import (
     ShardPlan,
     canonical_json,
 )
-from softlabel.schemas.params import IfDifferent
+from softlabel.schemas.params.shared import IfDifferent
 
 # Writes one shard into the folder and returns its receipt; tells of rows as they are written.
 WriteShard = Callable[[ShardPlan, Path, Callable[[int], None]], Receipt]

@@ -24,7 +24,8 @@ from softlabel.pipeline.teachers.teacher import (
 )
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Ensemble, ExecutionRecord, Identity, Member
-from softlabel.schemas.params import InferParams, PlanParams, TeacherDevice
+from softlabel.schemas.params import InferParams, PlanParams
+from softlabel.schemas.params.shared import TeacherDevice
 from softlabel.schemas.sample import Array, TeacherOutput
 
 if TYPE_CHECKING:

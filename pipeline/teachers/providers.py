@@ -19,7 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
 from softlabel.schemas.errors import DataError, EnvironmentFault
-from softlabel.schemas.params import TeacherDevice
+from softlabel.schemas.params.shared import TeacherDevice
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # Deterministic arithmetic, and a convolution search that does not time: equal bytes within one

@@ -30,7 +30,7 @@ from softlabel.pipeline.teachers.runnable import runnable
 from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
-from softlabel.schemas.params import TeacherDevice
+from softlabel.schemas.params.shared import TeacherDevice
 from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import distributed
 
 from softlabel.schemas.errors import EnvironmentFault
-from softlabel.schemas.params import Device
+from softlabel.schemas.params.shared import Device
 
 
 def make_fabric(device: Device, precision: str) -> Fabric:

@@ -11,7 +11,7 @@ from softlabel.pipeline.teachers import providers
 from softlabel.pipeline.teachers.devices import cuda_devices
 from softlabel.pipeline.teachers.providers import Tuning, create_session, wanted_providers
 from softlabel.schemas.errors import DataError, EnvironmentFault
-from softlabel.schemas.params import TeacherDevice
+from softlabel.schemas.params.shared import TeacherDevice
 from tests.conftest import Project
 
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
