@@ -1,12 +1,16 @@
 """`infer` from JPEG against what bounds it and against the loops that people write.
 
 usage: python benchmarks/infer_jpeg.py WORK --data FOLDER_OF_CIFAR10_JPEG_PARQUET [--pattern P]
+       [--ray]
 
 Pictures of 32x32 are scaled to 40 and cropped to 32. Rows of the table, in turn within each round:
 the teacher alone on decoded pictures; decoding alone on all processors; `infer` from Parquet and
 from WebDataset tars; a PyTorch loop over a DataLoader that ends in `torch.save`; a `session.run`
 loop over a DataLoader that ends in `np.save`. Both loops decode with the same code in as many
-worker processes as there are processors; they keep neither keys nor checksums.
+worker processes as there are processors; they keep neither keys nor checksums. With --ray, where
+Ray is installed, also its Data's `map_batches`, decoding in tasks and the teacher in an actor that
+takes no processor from them, and `write_parquet`; its cluster is up before the clock runs, workers
+and actor start with each run.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -51,6 +56,7 @@ def main() -> None:
     parser.add_argument("--pattern", default="train-*.parquet", help="of the files to label")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--width", type=int, default=16, help="of the convolutional teacher")
+    parser.add_argument("--ray", action="store_true", help="compare with Ray Data too")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -60,6 +66,7 @@ def main() -> None:
     tars = _tars(work / "tars", files)
     params = InferParams(teacher=teacher, source=parquet, output=work / "labels", batch_size=BATCH)
     opened = open_teacher(teacher, params, (SIDE, SIDE, 3))
+    assert opened.spec.preprocess is not None
     framing = opened.spec.preprocess.framing
     source = open_source(parquet).framed(framing, "the teacher")
     session = TeacherSession(opened, params.device, BATCH)
@@ -74,6 +81,9 @@ def main() -> None:
         "PyTorch, DataLoader, `torch.save`": lambda: _pytorch(pictures, student, work / "peer.pt"),
         "`session.run`, DataLoader, `np.save`": lambda: _onnx(pictures, session, work / "peer.npy"),
     }
+    if arguments.ray:
+        rays = RayRun(files, framing, teacher, params, work / "ray")
+        ways["Ray Data, `map_batches`, `write_parquet`"] = rays
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):
         for name, way in ways.items():
@@ -169,6 +179,53 @@ def _pytorch(pictures: Pictures, model: PictureModel, path: Path) -> None:
 def _onnx(pictures: Pictures, session: TeacherSession, path: Path) -> None:
     logits = [session.run(batch.numpy()).logits for batch in _loader(pictures)]
     np.save(path, np.concatenate(logits))
+
+
+class RayRun:
+    """The same work by Ray Data on this machine's processors."""
+
+    def __init__(
+        self, files: list[Path], framing: Framing, teacher: Path, params: InferParams, output: Path
+    ) -> None:
+        import ray
+
+        ray.init(num_cpus=cpu_threads(), include_dashboard=False, log_to_driver=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        self._files = [str(file) for file in files]
+        self._framing, self._output = framing, output
+        self._teacher = {"teacher": teacher, "params": params}
+
+    def __call__(self) -> None:
+        import ray
+
+        shutil.rmtree(self._output, ignore_errors=True)
+        decoded = ray.data.read_parquet(self._files).map_batches(
+            _ray_decode, batch_size=BATCH, fn_kwargs={"framing": self._framing}
+        )
+        labelled = decoded.map_batches(
+            RayTeacher,
+            batch_size=BATCH,
+            num_cpus=0,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            fn_constructor_kwargs=self._teacher,
+        )
+        labelled.write_parquet(str(self._output))
+
+
+class RayTeacher:
+    """The session in an actor."""
+
+    def __init__(self, teacher: Path, params: InferParams) -> None:
+        opened = open_teacher(teacher, params, (SIDE, SIDE, 3))
+        self._session = TeacherSession(opened, params.device, BATCH)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"label": batch["label"], "logits": self._session.run(batch["pixels"]).logits}
+
+
+def _ray_decode(batch: dict[str, Any], framing: Framing) -> dict[str, Any]:
+    pixels = np.stack([decode(item["bytes"], framing) for item in batch["image"]])
+    return {"label": batch["label"], "pixels": pixels}
 
 
 def _print(rows: int, seconds: dict[str, list[float]]) -> None:
