@@ -17,8 +17,9 @@ from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.devices import cpu_threads
+from softlabel.pipeline.training.batch import JoinedBatch
 from softlabel.pipeline.training.framing import student_framing
-from softlabel.pipeline.training.join import JoinedBatch, JoinedSamples
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.randomness import own_randomness, seed_for
 from softlabel.pipeline.training.spans import Steps
 from softlabel.pipeline.training.targets import Targets, stored_targets

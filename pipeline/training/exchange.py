@@ -14,7 +14,7 @@ import numpy as np
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.mean import Mean, narrowed
-from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,7 @@
 """Samples joined with their stored labels by key, in an order that is a pure function.
 
-The source is cut into units of at most 8,192 rows. An epoch visits the units in a random order,
-holds as many at a time as fit into `shuffle_rows`, and shuffles those together. Orders come from
-(seed, epoch, window) alone: no list is kept, and hard and soft training see the same batches.
-Pictures and labels wait as they are stored, and are decoded a batch at a time.
+Hard and soft training see the same batches. Pictures and labels wait as they are stored, a window
+at a time, and are decoded a batch at a time.
 
 A label set that is aligned with its source is read beside it, any other is asked for each key.
 Samples that it leaves out are not read, and stand in no epoch. Of a sample's V views an epoch
@@ -13,7 +11,6 @@ its turn and the samples do not change theirs all at once.
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,79 +20,27 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.codecs.factored import Factored
-from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
-from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
+from softlabel.pipeline.training.agreement import as_labelled, check_hard_labels, check_joined
+from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
 from softlabel.pipeline.training.spans import Span, batch_shares
+from softlabel.pipeline.training.windows import (
+    UNIT_ROWS,
+    Unit,
+    cut,
+    shuffled,
+    unit_rows,
+    windows,
+)
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
 
-UNIT_ROWS = 8192
-
 Numbers = npt.NDArray[np.int64]
-# The row ranges of one source shard that are read together: one, where nothing is left out.
-Unit = tuple[Segment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`; what the teacher said, if any.
-
-    teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
-    features: its stored features, float16 `[N, d]`, where asked for.
-    share: how much of a step's batch these are: less than 1 where ranks or parts divide it.
-    """
-
-    keys: pa.StringArray
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    teacher: npt.NDArray[np.floating] | None
-    sparse: SparseTargets | None = None
-    features: npt.NDArray[np.float16] | None = None
-    share: float = 1.0
-
-    def take(self, rows: Numbers) -> TrainingBatch:
-        """The samples of these rows, in this order."""
-        return TrainingBatch(
-            self.keys.take(pa.array(rows)),
-            self.pixels[rows],
-            self.labels[rows],
-            None if self.teacher is None else self.teacher[rows],
-            None if self.sparse is None else self.sparse.take(rows),
-            None if self.features is None else self.features[rows],
-            self.share,
-        )
-
-    def parts(self, number: int) -> Iterator[TrainingBatch]:
-        """The batch in so many even parts, or in as many as it has samples."""
-        bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)
-        for first, end in itertools.pairwise(bounds.tolist()):
-            yield TrainingBatch(
-                self.keys.slice(first, end - first),
-                self.pixels[first:end],
-                self.labels[first:end],
-                None if self.teacher is None else self.teacher[first:end],
-                None if self.sparse is None else self.sparse.take(np.arange(first, end)),
-                None if self.features is None else self.features[first:end],
-                self.share * (end - first) / len(self.keys),
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedBatch:
-    """N samples as in `TrainingBatch`, with their label rows as they are stored."""
-
-    keys: pa.StringArray
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    block: LabelBlock | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +74,7 @@ class JoinedSamples:
         sparse: bool = False,
         features: bool = False,
     ) -> None:
-        self._source = source if labels is None else _as_labelled(source, labels)
+        self._source = source if labels is None else as_labelled(source, labels)
         self._labels = labels
         self._temperature = temperature
         self._sparse = sparse
@@ -137,7 +82,7 @@ class JoinedSamples:
         if labels is not None:
             labels.check_temperature(temperature)
         self._rejected = RejectedRows(() if labels is None else labels.rejects)
-        self._samples = sum(_rows(unit) for unit in self._units(UNIT_ROWS))
+        self._samples = sum(unit_rows(unit) for unit in self._units(UNIT_ROWS))
         if not self._samples:
             raise DataError(f"{source.path}: no sample of it has labels, all were left out")
 
@@ -190,12 +135,12 @@ class JoinedSamples:
         ordered = list(spans)
         parts: list[_Rows] = []
         first = begun = 0
-        for number, units in enumerate(_windows(self._units(UNIT_ROWS), seed, epoch, shuffle_rows)):
-            end = first + sum(map(_rows, units))
+        for number, units in enumerate(windows(self._units(UNIT_ROWS), seed, epoch, shuffle_rows)):
+            end = first + sum(map(unit_rows, units))
             # Those that begin before the window's end; the last may go on in the next.
             here = ordered[begun : bisect_left(ordered, (end,))]
             if here:
-                order = _generator(seed, epoch, 1 + number).permutation(end - first)
+                order = shuffled(seed, epoch, number, end - first)
                 chosen = [order[max(0, span.first - first) : span.end - first] for span in here]
                 window, places = self._window(units, epoch, chosen)
                 for span, rows in zip(here, places, strict=True):
@@ -217,13 +162,7 @@ class JoinedSamples:
             yield samples, self._labels_of(samples.keys, samples.labels, unit, views, every)
 
     def _units(self, most: int) -> list[Unit]:
-        units = (
-            Segment(source=file.name, first=first, rows=min(most, file.rows - first))
-            for file in self._source.files
-            for first in range(0, file.rows, most)
-        )
-        # One of which nothing is left goes.
-        return [left for unit in units if (left := self._rejected.left([unit]))]
+        return cut(self._source.files, self._rejected, most)
 
     def _window(
         self, units: Sequence[Unit], epoch: int, chosen: Sequence[Numbers]
@@ -233,7 +172,7 @@ class JoinedSamples:
         parts = []
         first = 0
         for unit in units:
-            end = first + _rows(unit)
+            end = first + unit_rows(unit)
             rows = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first
             if len(rows):
                 parts.append(self._unit(unit, epoch, rows))
@@ -281,8 +220,8 @@ class JoinedSamples:
             labels = concat_blocks([self._labels.read_source(segment) for segment in unit])
             if len(lines) < len(labels):
                 labels = labels.take(lines)
-            _check_joined(keys, labels, views, self._labels)
-        _check_hard_labels(keys, hard, labels, self._labels)
+            check_joined(keys, labels, views, self._labels)
+        check_hard_labels(keys, hard, labels, self._labels)
         return labels
 
 
@@ -296,97 +235,6 @@ def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np
         return np.zeros(len(keys), np.int64)
     first = (key_hashes(keys) % np.uint64(views)).astype(np.int64)
     return (first + epoch % views) % views
-
-
-def _check_joined(
-    keys: pa.StringArray,
-    labels: LabelBlock,
-    views: npt.NDArray[np.int64],
-    labelset: LabelSet,
-) -> None:
-    """Raise DataError where a sample meets the label of another key or view."""
-    same = pc.equal(keys, labels.keys)
-    if not pc.all(same).as_py():
-        row = int(pc.index(same, False).as_py())
-        raise DataError(
-            f"{labelset.folder}: sample {keys[row].as_py()!r} meets the label of "
-            f"{labels.keys[row].as_py()!r}; the source changed since it was labelled, run "
-            "'softlabel infer' again"
-        )
-    if labels.views is not None and not np.array_equal(labels.views, views):
-        row = int(np.flatnonzero(labels.views != views)[0])
-        raise DataError(
-            f"{labelset.folder}: the views of sample {keys[row].as_py()!r} do not stand "
-            "in their order; run 'softlabel verify' on the folder"
-        )
-
-
-def _check_hard_labels(
-    keys: pa.StringArray, hard: pa.Int32Array, labels: LabelBlock, labelset: LabelSet
-) -> None:
-    """Raise DataError where a sample's hard label is another than when it was labelled.
-
-    Keys that are row numbers stay when the rows are put into another order: this shows it.
-    """
-    if labels.lengths is not None or hard.equals(labels.labels):
-        return
-    differ = pc.not_equal(hard.fill_null(-1), labels.labels.fill_null(-1))
-    row = int(pc.index(differ, True).as_py())
-    raise DataError(
-        f"{labelset.folder}: sample {keys[row].as_py()!r} has hard label "
-        f"{hard[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
-        "the source changed since, run 'softlabel infer' again"
-    )
-
-
-def _as_labelled(source: Source, labels: LabelSet) -> Source:
-    """The source, giving the views that were labelled where it is views."""
-    _check_belongs(source, labels)
-    return replayed(source, labels.manifest.identity, labels.folder)
-
-
-def _check_belongs(source: Source, labels: LabelSet) -> None:
-    names = (f"label set {labels.folder}", f"source {source.path}")
-    if class_map(labels.classes, source.classes, names) is not None:
-        raise DataError(
-            f"{names[0]} and {names[1]} order their classes differently; label this source again"
-        )
-    if labels.manifest.limit is not None:
-        raise DataError(
-            f"{names[0]} is partial, of the first {labels.manifest.limit:,} samples of its source; "
-            "run 'softlabel infer' without --limit"
-        )
-    recorded = {file.name: file for file in labels.manifest.identity.source}
-    for file in source.files:
-        if recorded.pop(file.name, None) != file:
-            raise DataError(
-                f"{names[0]} does not hold the labels of {source.place(file.name)} as it is now; "
-                "run 'softlabel infer' over this source"
-            )
-
-
-def _windows(
-    units: Sequence[Unit], seed: int, epoch: int, shuffle_rows: int
-) -> Iterator[list[Unit]]:
-    window: list[Unit] = []
-    rows = 0
-    for index in _generator(seed, epoch, 0).permutation(len(units)):
-        unit = units[index]
-        if window and rows + _rows(unit) > shuffle_rows:
-            yield window
-            window, rows = [], 0
-        window.append(unit)
-        rows += _rows(unit)
-    if window:
-        yield window
-
-
-def _rows(unit: Unit) -> int:
-    return sum(segment.rows for segment in unit)
-
-
-def _generator(seed: int, epoch: int, window: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch, window])
 
 
 def _concat(parts: Sequence[_Rows]) -> _Rows:

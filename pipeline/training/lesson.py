@@ -8,9 +8,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
 from softlabel.pipeline.training.hints import Hinted, with_hint
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.pipeline.training.mixing import Mixture
 from softlabel.pipeline.training.sparse_losses import SparseTeacher

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.exchange import Exchange
 from softlabel.pipeline.training.filling import Filling
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.memory import LabelMemory
 from softlabel.schemas.errors import EnvironmentFault
 

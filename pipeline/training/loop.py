@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.lesson import Lesson
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans

@@ -17,11 +17,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.checkpoints import Checkpoints
 from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.exchange import Exchange, taught
 from softlabel.pipeline.training.inputs import TrainingInputs
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.loop import train
 from softlabel.pipeline.training.memory import LabelMemory

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.sources.source import Source
-from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.sources.source import Source
-from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Segment
 

@@ -17,7 +17,7 @@ from unittest import mock
 from torch import Tensor
 
 from softlabel.pipeline.training import loop, members
-from softlabel.pipeline.training.join import TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.schemas.params import TrainParams
 from softlabel.stages import train_student
 from tests.unit.builders import CLASSES, numbers_of_keys, numbers_of_logits, numbers_of_pixels

@@ -16,8 +16,9 @@ from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.models import PictureModel, build_model
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import open_teacher
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
-from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
 from softlabel.schemas.reports import EpochRecord

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softlabel.pipeline.labelset.labelset import open_labelset
-from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.spans import Steps, batch_shares
 from tests.unit.builders import (
     CLASSES,

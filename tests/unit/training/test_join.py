@@ -15,7 +15,8 @@ from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.pipeline.sources.source import ShardRows, Source
 from softlabel.pipeline.sources.views import augmentation_here
 from softlabel.pipeline.training import join
-from softlabel.pipeline.training.join import JoinedSamples, TrainingBatch
+from softlabel.pipeline.training.batch import TrainingBatch
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.spans import Span
 from softlabel.schemas.augment import HorizontalFlip
 from softlabel.schemas.errors import DataError

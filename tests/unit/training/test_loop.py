@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from softlabel.pipeline.training import loop
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import EpochRecord

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from softlabel.pipeline.codecs.sparse import SparseTargets
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
-from softlabel.pipeline.training.join import TrainingBatch
 from softlabel.pipeline.training.lesson import Lesson
 from softlabel.pipeline.training.mixing import Mixture, draw_mixture
 from softlabel.schemas.params import TrainParams
