@@ -175,7 +175,8 @@ class TrainReport(Record):
     samples: of an epoch. rejects: those of the source that the label set leaves out.
     best_epoch: the one whose weights were published where patience chose it, else null.
     peers: what it wrote of the other members, where several taught each other. settings: those that
-    were given, in the parameter file or as flags.
+    were given, in the parameter file or as flags. labels_identity_sha256, labels_mean: as in
+    `StudentCard`.
     """
 
     output: Path
@@ -189,6 +190,7 @@ class TrainReport(Record):
     device: str
     seconds: float
     labels_identity_sha256: str | None
+    labels_mean: Derivation | None = None
     settings: dict[str, object] = Field(default_factory=dict)
     best_epoch: int | None = None
     history: tuple[EpochRecord, ...]
@@ -199,6 +201,8 @@ class StudentCard(Record):
     """student.json: all that is needed to build the student again and to feed it.
 
     label_bytes: bytes a row of the label set that it learned from, null without one.
+    labels_mean: where that was the mean of several, which and how; labels_identity_sha256 is then
+    what `merge --codec dense-f32` would give them.
     """
 
     format_version: int = 1
@@ -223,6 +227,7 @@ class StudentCard(Record):
     soft_weight: float | None
     label_smoothing: float
     labels_identity_sha256: str | None
+    labels_mean: Derivation | None = None
     label_bytes: float | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from softlabel.pipeline.codecs.numerics import Floats
-from softlabel.pipeline.deriving.derivation import codec_chain, merged_reference
+from softlabel.pipeline.deriving.derivation import merged_identity, merged_reference
 from softlabel.pipeline.deriving.merging import Members, mean_of, merge_blocks
 from softlabel.pipeline.deriving.rewriting import digests_of, read_receipts, source_digests
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
@@ -19,7 +19,7 @@ from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import make_packing
 from softlabel.pipeline.shards.tally import Tally, measured_rows
 from softlabel.schemas.errors import ParameterError
-from softlabel.schemas.labelset import Derivation, Identity, Making, Plan, Receipt, ShardPlan
+from softlabel.schemas.labelset import Identity, Making, Plan, Receipt, ShardPlan
 from softlabel.schemas.params import MergeParams
 from softlabel.schemas.reports import MergeReport
 
@@ -34,7 +34,7 @@ def run(params: MergeParams, progress: Progress | None = None) -> MergeReport:
     refuse_overlap(params.output, params.labels)
     sets = [open_labelset(folder) for folder in params.labels]
     mean = Mean.of_members(len(sets), params.weights, params.temperature)
-    plan = _plan(params, sets, mean.weights)
+    plan = _plan(params, sets, mean)
     made = make_set(
         params.output,
         plan,
@@ -98,10 +98,10 @@ def _at_any_temperature(d: Floats) -> Callable[[float], Floats]:
     return lambda T: d
 
 
-def _plan(params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, ...]) -> Plan:
+def _plan(params: MergeParams, sets: Sequence[LabelSet], mean: Mean) -> Plan:
     first = sets[0].manifest
     return Plan(
-        identity=_identity(params, sets, weights),
+        identity=_identity(params, sets, mean),
         making=_making(params),
         execution=None,
         layout="packed" if first.layout == "merged" else first.layout,
@@ -111,40 +111,13 @@ def _plan(params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, .
     )
 
 
-def _identity(
-    params: MergeParams, sets: Sequence[LabelSet], weights: tuple[float, ...]
-) -> Identity:
-    """The first member's, with every member's teacher; each keeps the rest in its own identity."""
-    members = [labels.manifest.identity for labels in sets]
-    first = members[0]
-    if params.codec == "topk" and params.k >= len(first.classes):
+def _identity(params: MergeParams, sets: Sequence[LabelSet], mean: Mean) -> Identity:
+    classes = len(sets[0].classes)
+    if params.codec == "topk" and params.k >= classes:
         raise ParameterError(
-            f"merge.k: {params.k} of {len(first.classes)} classes is not fewer than all; pass a "
-            "smaller --k"
+            f"merge.k: {params.k} of {classes} classes is not fewer than all; pass a smaller --k"
         )
-    subsets = [m.derived.keys_sha256 for m in members if m.derived and m.derived.keys_sha256]
-    return first.model_copy(
-        update={
-            "teacher_sha256": tuple(sha for member in members for sha in member.teacher_sha256),
-            "class_map": None,
-            "ensemble": None,
-            "codec": params.codec,
-            "k": params.k if params.codec == "topk" else None,
-            "tail": "uniform" if params.codec == "topk" else None,
-            "head_sha256": None,
-            "features": None,
-            "features_output": None,
-            "derived": Derivation(
-                verb="merge",
-                parents=tuple(labels.identity for labels in sets),
-                codecs=tuple(dict.fromkeys(c for labels in sets for c in codec_chain(labels))),
-                keys_sha256=subsets[0] if subsets else None,
-                weights=weights,
-                mean=params.mean,
-                temperature=params.temperature,
-            ),
-        }
-    )
+    return merged_identity(sets, mean, params.codec, params.k if params.codec == "topk" else None)
 
 
 def _making(params: MergeParams) -> Making:

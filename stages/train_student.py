@@ -27,6 +27,7 @@ from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, 
 from softlabel.pipeline.training.checkpoints import open_checkpoints
 from softlabel.pipeline.training.curves import curves, no_curves
 from softlabel.pipeline.training.distillation import soft_term
+from softlabel.pipeline.training.ensemble import LabelEnsemble
 from softlabel.pipeline.training.fabric import device_name, launch_fabric
 from softlabel.pipeline.training.hints import HintedModel
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
@@ -241,6 +242,11 @@ def _publish(
     seen = _preprocess(params, inputs.source)
     soft = params.loss != "hard"
     identity = inputs.labels.identity if inputs.labels else None
+    mean = (
+        inputs.labels.manifest.identity.derived
+        if isinstance(inputs.labels, LabelEnsemble)
+        else None
+    )
     report = TrainReport(
         output=folder,
         run=params.run or folder.name,
@@ -253,6 +259,7 @@ def _publish(
         device=device_name(member.fabric),
         seconds=seconds,
         labels_identity_sha256=identity,
+        labels_mean=mean,
         settings=params.model_dump(mode="json", include=params.model_fields_set - {"runs"}),
         best_epoch=member.best_epoch,
         history=tuple(history),
@@ -273,6 +280,7 @@ def _publish(
         soft_weight=params.soft_weight if soft else None,
         label_smoothing=params.label_smoothing,
         labels_identity_sha256=identity,
+        labels_mean=mean,
         label_bytes=inputs.labels.bytes_per_row if inputs.labels else None,
     )
     if not member.fabric.is_global_zero:

@@ -61,7 +61,17 @@ class EncodedRows:
     columns: Columns
 
 
-class Codec(Protocol):
+class Decoder(Protocol):
+    """Reads rows back from their columns."""
+
+    def logits(self, columns: Columns, T: float) -> Floats:
+        """Float32 `[N, C]` whose `softmax(. / T)` are the soft targets at T.
+
+        `columns` are those that were packed, and `top1`.
+        """
+
+
+class Codec(Decoder, Protocol):
     """Packs rows into columns and reads them back; columns are what a shard stores."""
 
     @property
@@ -70,12 +80,6 @@ class Codec(Protocol):
 
     def encode(self, rows: ShiftedRows) -> Columns:
         """Pack rows; raises ValueError with the row's number in `args[1]` where it cannot."""
-
-    def logits(self, columns: Columns, T: float) -> Floats:
-        """Float32 `[N, C]` whose `softmax(. / T)` are the soft targets at T.
-
-        `columns` are those that `encode` gave, and `top1`.
-        """
 
 
 def encode_rows(codec: Codec, logits: Floats, features: Floats | None = None) -> EncodedRows:

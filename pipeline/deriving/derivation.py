@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.mean import Mean
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import FLOAT32, CodecName, Derivation, Identity, Reference, Tail
 
@@ -91,6 +92,36 @@ def reference_of(labels: LabelSet) -> Reference:
     """What the fidelity of labels re-encoded from these is measured against."""
     codec = labels.manifest.identity.codec
     return labels.manifest.reference if codec == EXACT else codec
+
+
+def merged_identity(
+    sets: Sequence[LabelSet], mean: Mean, codec: CodecName, k: int | None = None
+) -> Identity:
+    """The first set's, with the teachers of all; each keeps the rest in its own identity."""
+    members = [labels.manifest.identity for labels in sets]
+    subsets = [m.derived.keys_sha256 for m in members if m.derived and m.derived.keys_sha256]
+    return members[0].model_copy(
+        update={
+            "teacher_sha256": tuple(sha for member in members for sha in member.teacher_sha256),
+            "class_map": None,
+            "ensemble": None,
+            "codec": codec,
+            "k": k,
+            "tail": None if k is None else "uniform",
+            "head_sha256": None,
+            "features": None,
+            "features_output": None,
+            "derived": Derivation(
+                verb="merge",
+                parents=tuple(labels.identity for labels in sets),
+                codecs=tuple(dict.fromkeys(c for labels in sets for c in codec_chain(labels))),
+                keys_sha256=subsets[0] if subsets else None,
+                weights=mean.weights,
+                mean="logits" if mean.temperature is None else "probs",
+                temperature=mean.temperature,
+            ),
+        }
+    )
 
 
 def merged_reference(sets: Sequence[LabelSet]) -> Reference:

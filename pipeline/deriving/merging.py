@@ -51,11 +51,8 @@ class Members:
     """
 
     def __init__(self, sets: Sequence[LabelSet]) -> None:
+        check_members(sets)
         first, *others = sets
-        for other in sets:
-            _check_full_logits(other)
-        for other in others:
-            _check_alike(first, other)
         self.sets = tuple(sets)
         self._first = RowReader(first)
         self._others = [_Follower(first, other) for other in others]
@@ -73,6 +70,25 @@ class Members:
             (_ordered(block.logits(), order).astype(np.float64), block.shift.astype(np.float64))
             for block, order in zip(blocks, orders, strict=True)
         ]
+
+
+def check_members(sets: Sequence[LabelSet]) -> None:
+    """Raise DataError where the sets are no labels of the same samples, or lack full logits."""
+    first, *others = sets
+    for labels in sets:
+        _check_full_logits(labels)
+    for other in others:
+        _check_alike(first, other)
+
+
+def class_order(labels: LabelSet, first: LabelSet) -> npt.NDArray[np.int64] | None:
+    """Where the classes of `first` stand in `labels`, `[C]`; None where the orders agree.
+
+    Raises DataError where the classes differ.
+    """
+    names = (f"label set {labels.folder}", f"label set {first.folder}")
+    order = class_map(labels.classes, first.classes, names)
+    return None if order is None else np.asarray(order)
 
 
 def merge_blocks(block: LabelBlock, d: Floats, shift: Floats, codec: Codec) -> LabelBlock:
@@ -93,9 +109,7 @@ class _Follower:
     def __init__(self, first: LabelSet, labels: LabelSet) -> None:
         self._labels = labels
         self._reader: RowReader | None = RowReader(labels)
-        names = (f"label set {labels.folder}", f"label set {first.folder}")
-        order = class_map(labels.classes, first.classes, names)
-        self.order = None if order is None else np.asarray(order)
+        self.order = class_order(labels, first)
 
     def rows_of(self, block: LabelBlock, start: int) -> LabelBlock:
         """The rows of the keys of `block`, which begins at row `start` of the first member."""
@@ -137,7 +151,7 @@ def _check_alike(first: LabelSet, other: LabelSet) -> None:
     if different:
         raise DataError(
             f"{other.folder}: differs from {first.folder} in {', '.join(different)}; only labels "
-            "of the same samples can be merged, label one source with each teacher"
+            "of the same samples can be averaged, label one source with each teacher"
         )
     subset = any(item.derived and item.derived.keys_sha256 for item in (one, two))
     gone = [{reject.key for reject in labels.rejects} for labels in (first, other)]

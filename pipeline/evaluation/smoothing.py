@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.codecs.codec import Codec, Columns
+from softlabel.pipeline.codecs.codec import Columns, Decoder
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.codecs.topk import TopK
 from softlabel.pipeline.evaluation.class_means import ClassMeans
@@ -21,14 +21,14 @@ FEWEST_CLASSES = 3
 Doubles = npt.NDArray[np.float64]
 
 
-def can_tell(codec: Codec, classes: int) -> bool:
+def can_tell(codec: Decoder, classes: int) -> bool:
     """Whether labels in this codec hold enough to be asked: T = 1, and three classes of a row."""
     if isinstance(codec, TopK):
         return min(codec.temperatures) <= 1 and codec.k >= FEWEST_CLASSES
     return classes >= FEWEST_CLASSES
 
 
-def told_apart(codec: Codec, columns: Columns) -> Floats | None:
+def told_apart(codec: Decoder, columns: Columns) -> Floats | None:
     """The logits of the classes that a row of `topk` tells apart, `[N, k]`; None of other codecs.
 
     The others are spread evenly by the format, which says nothing of the teacher.

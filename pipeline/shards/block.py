@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.codecs.codec import Codec, Columns
+from softlabel.pipeline.codecs.codec import Columns, Decoder
 from softlabel.pipeline.codecs.numerics import Floats, softmax
 from softlabel.pipeline.codecs.sparse import SparseTargets, sparse_of_logits, sparse_of_stored
 from softlabel.pipeline.codecs.topk import TopK
@@ -37,7 +37,7 @@ class LabelBlock:
     top1: npt.NDArray[np.unsignedinteger]
     shift: npt.NDArray[np.float32]
     payload: Columns
-    codec: Codec
+    codec: Decoder
     views: npt.NDArray[np.uint16] | None = None
     lengths: npt.NDArray[np.uint32] | None = None
     features: npt.NDArray[np.float16] | None = None

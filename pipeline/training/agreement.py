@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.classes import class_map
-from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 
+if TYPE_CHECKING:
+    from softlabel.pipeline.training.ensemble import Labels
 
-def as_labelled(source: Source, labels: LabelSet) -> Source:
+
+def as_labelled(source: Source, labels: Labels) -> Source:
     """The source, giving the views that were labelled where it is views.
 
     Raises DataError where the labels are of other classes, of another source or of a part of it;
@@ -25,7 +29,7 @@ def as_labelled(source: Source, labels: LabelSet) -> Source:
     return replayed(source, labels.manifest.identity, labels.folder)
 
 
-def _check_belongs(source: Source, labels: LabelSet) -> None:
+def _check_belongs(source: Source, labels: Labels) -> None:
     names = (f"label set {labels.folder}", f"source {source.path}")
     if class_map(labels.classes, source.classes, names) is not None:
         raise DataError(
@@ -49,7 +53,7 @@ def check_joined(
     keys: pa.StringArray,
     labels: LabelBlock,
     views: npt.NDArray[np.int64],
-    labelset: LabelSet,
+    labelset: Labels,
 ) -> None:
     """Raise DataError where a sample meets the label of another key or view."""
     same = pc.equal(keys, labels.keys)
@@ -69,7 +73,7 @@ def check_joined(
 
 
 def check_hard_labels(
-    keys: pa.StringArray, hard: pa.Int32Array, labels: LabelBlock, labelset: LabelSet
+    keys: pa.StringArray, hard: pa.Int32Array, labels: LabelBlock, labelset: Labels
 ) -> None:
     """Raise DataError where a sample's hard label is another than when it was labelled.
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.ensemble import Labels
 from softlabel.schemas.errors import ParameterError
 from softlabel.schemas.teacher import Framing, Interpolation
 
 
 def student_framing(
     source: Source,
-    labels: LabelSet | None,
+    labels: Labels | None,
     section: str,
     height: int | None,
     width: int | None,

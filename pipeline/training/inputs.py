@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.mean import Mean
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.distillation import soft_term
+from softlabel.pipeline.training.ensemble import LabelEnsemble, Labels
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.hints import feature_width
 from softlabel.pipeline.training.join import JoinedSamples
@@ -32,7 +34,7 @@ class TrainingInputs:
     """
 
     source: Source
-    labels: LabelSet | None
+    labels: Labels | None
     samples: JoinedSamples
     validation: Validation | None
     fitted_temperature: float
@@ -78,7 +80,7 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     validation = _validation(params, source, framing)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
-    width = feature_width(labels) if labels is not None and params.hint_layer else None
+    width = feature_width(labels) if isinstance(labels, LabelSet) and params.hint_layer else None
     samples = JoinedSamples(
         source,
         labels,
@@ -94,10 +96,10 @@ def _fingerprint(source: Source) -> str:
     return sha256_of("\n".join(files).encode())
 
 
-def _soft_labels(params: TrainParams) -> LabelSet | None:
-    if params.loss == "hard" or params.labels is None:
+def _soft_labels(params: TrainParams) -> Labels | None:
+    if params.loss == "hard" or not params.labels:
         return None
-    labels = open_labelset(params.labels)
+    labels = _opened(params)
     needs_all = params.loss in ("dkd", "dist", "mse") or params.standardise
     if labels.manifest.identity.codec == "topk" and (needs_all or params.temperature_end):
         wanted = "standardise" if params.standardise else f"loss {params.loss!r}"
@@ -105,13 +107,21 @@ def _soft_labels(params: TrainParams) -> LabelSet | None:
             wanted = "temperature_end"
         raise ParameterError(
             f"train: {wanted} needs the logits of all classes at any temperature, and "
-            f"{params.labels} keeps {labels.manifest.identity.k} of them; use loss 'kd' at one "
+            f"{labels.folder} keeps {labels.manifest.identity.k} of them; use loss 'kd' at one "
             "temperature, or label again with --codec dense-f16"
         )
     return labels
 
 
-def _fitted_temperature(params: TrainParams, labels: LabelSet) -> float:
+def _opened(params: TrainParams) -> Labels:
+    sets = [open_labelset(folder) for folder in params.labels]
+    if len(sets) == 1:
+        return sets[0]
+    mean = Mean.of_members(len(sets), params.labels_weights, params.mean_temperature)
+    return LabelEnsemble(sets, mean)
+
+
+def _fitted_temperature(params: TrainParams, labels: Labels) -> float:
     """The T that `calibrate` fitted to this teacher; 1 where none was asked for."""
     if params.calibration is None:
         return 1.0

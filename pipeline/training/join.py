@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.keys import key_hashes
-from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
 from softlabel.pipeline.training.agreement import as_labelled, check_hard_labels, check_joined
 from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
+from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.spans import Span, batch_shares
 from softlabel.pipeline.training.windows import (
     UNIT_ROWS,
@@ -68,7 +68,7 @@ class JoinedSamples:
     def __init__(
         self,
         source: Source,
-        labels: LabelSet | None,
+        labels: Labels | None,
         temperature: float = 1.0,
         *,
         sparse: bool = False,

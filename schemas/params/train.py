@@ -11,9 +11,12 @@ from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Device,
     IfDifferent,
+    MeanOf,
+    Paths,
     Positive,
     Resize,
     Scaling,
+    check_mean,
 )
 
 
@@ -47,10 +50,22 @@ class TrainParams(Record):
         "the epoch before (PS-KD: T is 1, and the soft weight rises in equal steps to "
         "`soft_weight` in the last epoch); 'peers', the mean of the other members (codistillation)",
     )
-    labels: Path | None = Field(
-        None,
-        description="label set folder, for every loss but 'hard'; with targets 'self' what the "
-        "first epoch learns from, by default the hard labels",
+    labels: Paths = Field(
+        (),
+        description="label set folder, for every loss but 'hard'; given several times, an "
+        "ensemble: the mean of what they say, with the first one's classes; with targets 'self' "
+        "what the first epoch learns from, by default the hard labels",
+    )
+    labels_weights: tuple[Positive, ...] = Field(
+        (), description="weight of each of several label sets, in their order; default: all alike"
+    )
+    mean_of: MeanOf = Field(
+        "logits",
+        description="what is averaged over several label sets: raw logits, or probabilities at a "
+        "temperature",
+    )
+    mean_temperature: Positive | None = Field(
+        None, description="for mean_of 'probs': T of the probabilities that are averaged"
     )
     members: int = Field(
         1, ge=1, description="students that are trained in turn, with seeds from `seed` on"
@@ -251,7 +266,7 @@ class TrainParams(Record):
     @model_validator(mode="after")
     def _soft_losses_need_targets(self) -> TrainParams:
         if self.targets == "stored":
-            if self.loss != "hard" and self.labels is None:
+            if self.loss != "hard" and not self.labels:
                 raise ValueError(
                     f"loss is {self.loss!r} and labels is not set; give --labels FOLDER"
                 )
@@ -259,6 +274,14 @@ class TrainParams(Record):
             raise ValueError(f"targets are {self.targets!r} and loss is 'hard'; give --loss kd")
         elif self.calibration is not None:
             raise ValueError(f"calibration is of stored labels, and targets are {self.targets!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _an_ensemble_has_one_mean(self) -> TrainParams:
+        sets = len(self.labels)
+        check_mean(sets, "label sets", self.labels_weights, self.mean_of, self.mean_temperature)
+        if sets > 1 and self.hint_layer is not None:
+            raise ValueError("hint_layer learns the features of one label set; give one --labels")
         return self
 
     @model_validator(mode="after")
@@ -303,7 +326,7 @@ class TrainParams(Record):
             )
         if self.targets != "peers" and self.member_data == "disjoint":
             raise ValueError("member_data 'disjoint' is of targets 'peers'; leave it out")
-        if self.targets == "peers" and self.labels is not None:
+        if self.targets == "peers" and self.labels:
             raise ValueError("targets 'peers' need no labels; leave labels out")
         if self.targets == "peers" and self.patience is not None:
             raise ValueError("targets 'peers' go together to the last epoch; leave patience out")

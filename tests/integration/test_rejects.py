@@ -310,6 +310,9 @@ def test_training_reads_none_of_them(
     assert len(seen) == 2 * 61
     assert not set(seen) & {data for data, _ in BAD.values()}
     assert "left out: 14 samples" in ok(command, *TRAIN, "--labels=labels", "--output=again")
+    ok(command, *SKIP, "--output=other", "--codec=dense-f32")
+    both = ok(command, *TRAIN, "--labels=labels", "--labels=other", "--output=both", "--json")
+    assert (json.loads(both)["samples"], json.loads(both)["rejects"]) == (61, 14)
     bare = command(*TRAIN, "--loss=hard", "--output=hard")
     assert bare.code == 3
     assert any(repr(key) in bare.stderr for key in bad_keys())

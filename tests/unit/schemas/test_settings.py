@@ -62,7 +62,7 @@ def test_a_run_goes_before_its_section_and_flags_before_the_run(write: Write) ->
     file = write(STUDENT)
     assert (student(file).epochs, student(file).temperature) == (3, 4.0)
     kd = student(file, run="kd", temperature=2.0)
-    assert (kd.loss, kd.labels, kd.epochs, kd.temperature) == ("kd", Path("labels"), 5, 2.0)
+    assert (kd.loss, kd.labels, kd.epochs, kd.temperature) == ("kd", (Path("labels"),), 5, 2.0)
     hard = student(file, run="hard")
     assert (hard.loss, hard.epochs, hard.run) == ("hard", 3, "hard")
 
@@ -184,7 +184,7 @@ def test_kd_without_labels_is_refused_where_it_runs(write: Write) -> None:
     wanted = r"params\.yaml: train_student: loss is 'kd' and labels is not set; give --labels"
     with pytest.raises(ParameterError, match=wanted):
         student(file, run="kd")
-    assert student(file, run="kd", labels="labels").labels == Path("labels")
+    assert student(file, run="kd", labels="labels").labels == (Path("labels"),)
     assert student(file).loss == "hard"
     assert infer(file) == InferParams()
 

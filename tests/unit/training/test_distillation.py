@@ -169,11 +169,11 @@ def test_a_bucket_asks_less_than_a_spread_tail(tmp_path: Path) -> None:
 
 def test_soft_losses_need_labels() -> None:
     with pytest.raises(ValidationError, match="loss is 'dkd' and labels is not set"):
-        params(loss="dkd", labels=None)
+        params(loss="dkd", labels=())
 
 
-OWN = {"targets": "self", "labels": None}
-PEERS = {"targets": "peers", "labels": None, "members": 2}
+OWN = {"targets": "self", "labels": ()}
+PEERS = {"targets": "peers", "labels": (), "members": 2}
 
 
 def test_the_weight_of_own_predictions_rises_to_its_value_in_the_last_epoch() -> None:

@@ -1,0 +1,118 @@
+"""Label sets averaged as they are read: by key, view and class, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pytest
+
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.mean import Mean
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.ensemble import LabelEnsemble
+from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.schemas.errors import DataError
+from softlabel.schemas.labelset import Segment
+from softlabel.schemas.sample import TeacherOutput
+from tests.unit import builders
+from tests.unit.builders import numbers_of_keys, write_labels, write_source
+from tests.unit.training.test_join import aligned, of_views, shifted
+
+SHARDS = (10, 3, 12, 7)
+ALIKE = Mean.of_members(2, ())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return write_source(tmp_path / "data", SHARDS)
+
+
+@pytest.fixture
+def one(tmp_path: Path, source: Source) -> LabelSet:
+    return open_labelset(write_labels(tmp_path / "one", source, batch_size=2, shard_rows=4))
+
+
+def another(
+    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch, logits: Sequence[float]
+) -> LabelSet:
+    """A set in shards of its own that says the same of every sample."""
+
+    def teach(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+        return TeacherOutput(np.tile(np.asarray(logits, np.float32), (len(pixels), 1)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders, "teach", teach)
+        return open_labelset(write_labels(folder, source, batch_size=8))
+
+
+def said(labels: LabelEnsemble, source: Source) -> dict[int, list[float]]:
+    """The logits of every sample, by number."""
+    joined = JoinedSamples(source, labels)
+    rows: dict[int, list[float]] = {}
+    for batch in joined.epoch(seed=1, epoch=2, batch_size=5, shuffle_rows=16):
+        assert batch.teacher is not None
+        rows |= zip(numbers_of_keys(batch.keys), batch.teacher.tolist(), strict=True)
+    assert len(rows) == joined.rows
+    return rows
+
+
+def test_every_sample_meets_the_mean_of_its_own_labels(
+    tmp_path: Path, source: Source, one: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = another(tmp_path / "two", source, monkeypatch, [0, -4, -8, -40])
+    rows = said(LabelEnsemble([one, two], Mean.of_members(2, (3.0, 1.0))), source)
+    for number, logits in rows.items():
+        own = [0, -1 - number, -1, -1 - number % 7]
+        expected = 0.75 * np.asarray(own) + 0.25 * np.asarray([0, -4, -8, -40])
+        assert logits == pytest.approx(expected)
+
+
+def test_of_views_the_same_ones_are_averaged(tmp_path: Path, source: Source) -> None:
+    numbers = list(range(sum(SHARDS)))
+    beside = aligned(of_views(source, tmp_path / "beside", numbers), source)
+    mixed = of_views(source, tmp_path / "mixed", numbers[::-1])
+    both = said(LabelEnsemble([mixed, beside], ALIKE), source)
+    alone = said(LabelEnsemble([beside, beside], ALIKE), source)
+    assert both == alone
+    assert len({round(-1 - row[1]) // 100 for row in both.values()}) == 3
+
+
+def test_labels_of_another_key_are_refused_by_name(
+    tmp_path: Path, source: Source, one: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_labelset(write_labels(tmp_path / "shifted", shifted(source, monkeypatch)))
+    with pytest.raises(DataError, match=r"shifted: sample 'n\d+' meets the label of 'n\d+'"):
+        said(LabelEnsemble([one, other], ALIKE), source)
+
+
+def test_labels_of_another_hard_label_are_refused_by_name(
+    tmp_path: Path, source: Source, one: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = open_labelset(write_labels(tmp_path / "two", source))
+    read = two.read_source
+
+    def turned(segment: Segment) -> LabelBlock:
+        block = read(segment)
+        return replace(block, labels=pc.subtract(3, block.labels))
+
+    monkeypatch.setattr(two, "read_source", turned)
+    with pytest.raises(DataError, match=r"two: sample 'n\d+' has hard label \d, and"):
+        said(LabelEnsemble([one, two], ALIKE), source)
+
+
+def test_a_mean_without_any_class_left_is_refused(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = -np.inf
+    one = another(tmp_path / "one", source, monkeypatch, [0, -1, nothing, nothing])
+    two = another(tmp_path / "two", source, monkeypatch, [nothing, nothing, 0, -1])
+    with pytest.raises(DataError, match=r"one and .*two: rule out every class of a sample"):
+        said(LabelEnsemble([one, two], ALIKE), source)
+    rows = said(LabelEnsemble([one, two], Mean.of_members(2, (), 1.0)), source)
+    assert rows[0] == pytest.approx([0, -1, 0, -1])
