@@ -302,7 +302,8 @@ def _overrides(verb: str, fields: dict[str, FieldInfo], flags: dict[str, Any]) -
 def _run_stage(
     name: str, verb: Verb, overrides: dict[str, Any], file: Path | None, section: str, as_json: bool
 ) -> int:
-    from softlabel.display import Terminal, summary
+    from softlabel.display.summary import summary
+    from softlabel.display.terminal import Terminal
 
     if file is None and PARAMS_FILE.exists():
         file = PARAMS_FILE

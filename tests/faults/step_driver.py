@@ -30,13 +30,14 @@ import pandas
 import pyarrow
 import typer
 
-from softlabel import cli, display
+from softlabel import cli
+from softlabel.display import summary, terminal
 from softlabel.stages import infer
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "fsync"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # What a run would import or build first; pyarrow looks for pandas at its first array.
-READY = (onnx, onnxruntime, pandas, infer, display, pyarrow.array([0]))
+READY = (onnx, onnxruntime, pandas, infer, summary, terminal, pyarrow.array([0]))
 
 
 class Strike:

@@ -17,10 +17,13 @@ def setuptools_table(repo_root: Path) -> dict[str, Any]:
 
 
 def folders_of_code(repo_root: Path) -> set[str]:
+    face = repo_root / "softlabel"
+    tops = [repo_root / top for top in MAPPED]
+    tops += [folder for folder in face.iterdir() if folder.is_dir() and not folder.is_symlink()]
     found = {"softlabel"}
-    for top in MAPPED:
-        for module in (repo_root / top).rglob("*.py"):
-            folder = module.parent.relative_to(repo_root)
+    for top in tops:
+        for module in top.rglob("*.py"):
+            folder = module.parent.relative_to(face if face in top.parents else repo_root)
             found.add(".".join(["softlabel", *folder.parts]))
     return found
 
