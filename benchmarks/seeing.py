@@ -39,7 +39,8 @@ from softlabel.schemas.labelset import (
     sha256_of,
 )
 from softlabel.schemas.model import report_json
-from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+from softlabel.schemas.reports import TrainReport
+from softlabel.schemas.reports.training import EpochRecord, StudentCard
 from softlabel.schemas.sample import SampleBlock
 
 # Seconds of wall and processor, and the peak of resident memory, of what follows in argv.

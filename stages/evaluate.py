@@ -33,15 +33,10 @@ from softlabel.pipeline.training.validation import predict
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import EvaluateParams
-from softlabel.schemas.reports import (
-    ClassifierFigures,
-    EvaluateReport,
-    LabelSetMetrics,
-    RunMetrics,
-    Spread,
-    StudentCard,
-    StudentMetrics,
-)
+from softlabel.schemas.reports import EvaluateReport
+from softlabel.schemas.reports.figures import ClassifierFigures, Spread
+from softlabel.schemas.reports.seeing import LabelSetMetrics, RunMetrics, StudentMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 METRICS = tuple(ClassifierFigures.model_fields)
 

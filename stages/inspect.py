@@ -17,7 +17,8 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.labelset import Manifest
 from softlabel.schemas.params import InspectParams
-from softlabel.schemas.reports import InspectReport, PositionView, RowView
+from softlabel.schemas.reports import InspectReport
+from softlabel.schemas.reports.label_sets import PositionView, RowView
 
 BATCH_ROWS = 4096
 # A row may be a sequence of thousands of positions.

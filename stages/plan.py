@@ -29,7 +29,8 @@ from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, Reject, ShardPlan
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import InferParams, PlanParams
-from softlabel.schemas.reports import CodecPlanReport, CodecTrial, Loss
+from softlabel.schemas.reports import CodecPlanReport
+from softlabel.schemas.reports.labelling import CodecTrial, Loss
 from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
 
 TOPK = (10, 64)

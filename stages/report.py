@@ -34,15 +34,9 @@ from softlabel.pipeline.training.cards import TRAIN_FILE, find_cards, read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import ReportParams
-from softlabel.schemas.reports import (
-    CalibrateReport,
-    EvaluateReport,
-    PageReport,
-    RunMetrics,
-    StudentCard,
-    StudentMetrics,
-    TrainReport,
-)
+from softlabel.schemas.reports import CalibrateReport, EvaluateReport, PageReport, TrainReport
+from softlabel.schemas.reports.seeing import RunMetrics, StudentMetrics
+from softlabel.schemas.reports.training import StudentCard
 from softlabel.schemas.soft_targets import SoftTargetProfile
 
 EVALUATE_FILE = "evaluate.json"

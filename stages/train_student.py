@@ -48,7 +48,8 @@ from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord, StudentCard, TrainReport
+from softlabel.schemas.reports import TrainReport
+from softlabel.schemas.reports.training import EpochRecord, StudentCard
 from softlabel.schemas.teacher import Preprocess
 
 PARITY_ROWS = 16

@@ -34,7 +34,8 @@ from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
 from softlabel.schemas.params import VerifyParams
-from softlabel.schemas.reports import Problem, Replay, VerifyReport
+from softlabel.schemas.reports import VerifyReport
+from softlabel.schemas.reports.label_sets import Problem, Replay
 from softlabel.schemas.sample import TeacherOutput
 
 # A replay may run elsewhere than the labels were made: what float32 arithmetic moves, and a

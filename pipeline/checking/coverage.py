@@ -16,7 +16,7 @@ from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Manifest, Reject, Segment
-from softlabel.schemas.reports import Problem
+from softlabel.schemas.reports.label_sets import Problem
 
 
 def check_whole_source(manifest: Manifest, source: Source) -> Iterator[Problem]:

@@ -35,7 +35,7 @@ from softlabel.schemas.labelset import (
     Reject,
     Segment,
 )
-from softlabel.schemas.reports import Problem
+from softlabel.schemas.reports.label_sets import Problem
 
 # A stored float16 is within 2^-11 of its value; over C of them, and two float32 sums.
 LSE_TOLERANCE = 5e-3

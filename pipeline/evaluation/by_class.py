@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.schemas.reports import ClassShares
+from softlabel.schemas.reports.figures import ClassShares
 
 Integers = npt.NDArray[np.integer]
 

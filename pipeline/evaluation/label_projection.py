@@ -10,7 +10,7 @@ from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.evaluation.projection import PlaneOfThree, Three, choose_three
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.block import piece_rows
-from softlabel.schemas.reports import Projection
+from softlabel.schemas.reports.figures import Projection
 
 
 def project_labels(labels: LabelSet, classes: Sequence[str]) -> Projection | None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel.pipeline.evaluation.ranking import Ranking
-from softlabel.schemas.reports import Bin, ClassifierFigures
+from softlabel.schemas.reports.figures import Bin, ClassifierFigures
 
 TOP = 5
 

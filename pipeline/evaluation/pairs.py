@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel.pipeline.codecs.numerics import log_softmax
-from softlabel.schemas.reports import PairFigures
+from softlabel.schemas.reports.figures import PairFigures
 
 Logits = npt.NDArray[np.floating]
 

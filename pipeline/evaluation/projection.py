@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.schemas.reports import Projection
+from softlabel.schemas.reports.figures import Projection
 
 SAMPLES_A_CLASS = 100
 # Classes among which the three are looked for, so that their products fit.

@@ -31,7 +31,7 @@ from softlabel.schemas.labelset import (
     sha256_of,
     shard_file,
 )
-from softlabel.schemas.reports import Problem
+from softlabel.schemas.reports.label_sets import Problem
 
 
 def check_folder(folder: Path, manifest: Manifest) -> Iterator[Problem]:

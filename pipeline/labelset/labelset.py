@@ -37,7 +37,7 @@ from softlabel.schemas.labelset import (
     Segment,
     shard_file,
 )
-from softlabel.schemas.reports import Problem
+from softlabel.schemas.reports.label_sets import Problem
 
 ARROW_ROWS = 4096
 

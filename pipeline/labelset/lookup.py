@@ -38,7 +38,7 @@ from softlabel.pipeline.shards.packing import Packing
 from softlabel.pipeline.shards.parquet_columns import known_labels, value_columns
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Manifest
-from softlabel.schemas.reports import Problem
+from softlabel.schemas.reports.label_sets import Problem
 
 # Hashes compared at once from where the directory points, which has two to four places a key.
 WINDOW = 4

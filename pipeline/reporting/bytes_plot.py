@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from softlabel.pipeline.reporting.plots import Row, Spec, base_spec
-from softlabel.schemas.reports import RunMetrics, StudentCard
+from softlabel.schemas.reports.seeing import RunMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 
 def bytes_rows(runs: Sequence[RunMetrics], cards: Sequence[StudentCard]) -> list[Row]:

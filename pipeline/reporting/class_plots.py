@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softlabel.pipeline.reporting.plots import COLOURS, Row, Spec, base_spec
-from softlabel.schemas.reports import Projection, RunMetrics
+from softlabel.schemas.reports.figures import Projection
+from softlabel.schemas.reports.seeing import RunMetrics
 
 SHOWN_CLASSES = 24
 # Of the three classes of a projection, with the signs that name them in the text.

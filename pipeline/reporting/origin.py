@@ -12,7 +12,8 @@ from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
 from softlabel.schemas.labelset import MeasuredFidelity, SourceFile
 from softlabel.schemas.params import ReportParams
-from softlabel.schemas.reports import EvaluateReport, StudentCard, TrainReport
+from softlabel.schemas.reports import EvaluateReport, TrainReport
+from softlabel.schemas.reports.training import StudentCard
 
 FILES_SHOWN = 4
 LINE_WIDTH = 80

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from softlabel.pipeline.reporting.plots import Row, Spec, base_spec
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.reports import Bin, StudentMetrics
+from softlabel.schemas.reports.figures import Bin
+from softlabel.schemas.reports.seeing import StudentMetrics
 
 FEW_ROWS = 10
 

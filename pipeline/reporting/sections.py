@@ -8,14 +8,10 @@ from typing import Any
 from softlabel.pipeline.reporting import class_plots, plots, reliability, wording
 from softlabel.pipeline.reporting.bytes_plot import bytes_rows, bytes_spec
 from softlabel.pipeline.reporting.class_plots import SIGNS
-from softlabel.schemas.reports import (
-    CalibrateReport,
-    EvaluateReport,
-    Projection,
-    RunMetrics,
-    StudentCard,
-    TrainReport,
-)
+from softlabel.schemas.reports import CalibrateReport, EvaluateReport, TrainReport
+from softlabel.schemas.reports.figures import Projection
+from softlabel.schemas.reports.seeing import RunMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 # Field of EpochRecord, heading, how to read it, format of its values in d3's words.
 CURVES = (

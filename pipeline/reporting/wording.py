@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from softlabel.schemas.reports import EvaluateReport, RunMetrics, Spread, StudentCard
+from softlabel.schemas.reports import EvaluateReport
+from softlabel.schemas.reports.figures import Spread
+from softlabel.schemas.reports.seeing import RunMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 CLEAR = 2.0
 # What a run is called that was trained without a name.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 
 class Judged:

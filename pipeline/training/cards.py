@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from softlabel.schemas.errors import DataError, ParameterError
-from softlabel.schemas.reports import StudentCard
+from softlabel.schemas.reports.training import StudentCard
 
 CARD_FILE = "student.json"
 WEIGHTS_FILE = "student.safetensors"

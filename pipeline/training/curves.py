@@ -13,7 +13,7 @@ from typing import Any
 
 from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 DVCLIVE_FOLDER = "dvclive"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -20,7 +20,7 @@ from softlabel.pipeline.training.optimizing import make_optimizer, make_schedule
 from softlabel.pipeline.training.state import Stateful, TrainingState
 from softlabel.pipeline.training.validation import Validation, validate
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 BATCHES_AHEAD = 4
 

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 
 class EpochMeans:

@@ -30,7 +30,7 @@ from softlabel.pipeline.training.state import Generators
 from softlabel.pipeline.training.validation import predict
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 REST_ROWS = 1024
 

@@ -11,7 +11,7 @@ from softlabel.pipeline.teachers.models import PictureModel, build_model, load_w
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import ExportParams
-from softlabel.schemas.reports import StudentCard
+from softlabel.schemas.reports.training import StudentCard
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import Preprocess, TeacherSpec
 

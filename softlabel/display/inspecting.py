@@ -13,7 +13,8 @@ from softlabel.display.words import (
     view_words,
 )
 from softlabel.schemas.labelset import Derivation, Ensemble
-from softlabel.schemas.reports import InspectReport, PositionView, RowView
+from softlabel.schemas.reports import InspectReport
+from softlabel.schemas.reports.label_sets import PositionView, RowView
 from softlabel.schemas.soft_targets import SMOOTHED, SmoothingSigns
 
 

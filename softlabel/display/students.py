@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softlabel.display.words import histogram, reject_lines
-from softlabel.schemas.reports import (
-    CalibrateReport,
-    EvaluateReport,
-    LabelSetMetrics,
-    PageReport,
-    Spread,
-    StudentMetrics,
-    TrainReport,
-)
+from softlabel.schemas.reports import CalibrateReport, EvaluateReport, PageReport, TrainReport
+from softlabel.schemas.reports.figures import Spread
+from softlabel.schemas.reports.seeing import LabelSetMetrics, StudentMetrics
 
 
 def train(report: TrainReport) -> str:

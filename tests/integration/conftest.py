@@ -34,20 +34,16 @@ from softlabel.schemas.labelset import (
 )
 from softlabel.schemas.model import Record, report_json
 from softlabel.schemas.params import ReportParams
-from softlabel.schemas.reports import (
+from softlabel.schemas.reports import CalibrateReport, EvaluateReport, TrainReport
+from softlabel.schemas.reports.figures import (
     Bin,
-    CalibrateReport,
     ClassifierFigures,
     ClassShares,
-    EpochRecord,
-    EvaluateReport,
     Projection,
-    RunMetrics,
     Spread,
-    StudentCard,
-    StudentMetrics,
-    TrainReport,
 )
+from softlabel.schemas.reports.seeing import RunMetrics, StudentMetrics
+from softlabel.schemas.reports.training import EpochRecord, StudentCard
 from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Preprocess
 from tests.unit.label_sets import numbered, write_set

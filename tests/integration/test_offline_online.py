@@ -21,7 +21,7 @@ from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import ExportParams, InferParams, PrepareParams, TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 from softlabel.schemas.sample import Array, TeacherOutput
 from softlabel.stages import export, infer, prepare, train_student
 

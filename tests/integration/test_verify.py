@@ -42,7 +42,8 @@ from softlabel.schemas.params import (
     TrainParams,
     VerifyParams,
 )
-from softlabel.schemas.reports import Problem, VerifyReport
+from softlabel.schemas.reports import VerifyReport
+from softlabel.schemas.reports.label_sets import Problem
 from softlabel.schemas.sample import TeacherOutput
 from softlabel.stages import export, infer, prepare, train_student, verify
 

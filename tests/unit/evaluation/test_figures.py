@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.evaluation.ranking import Ranking
-from softlabel.schemas.reports import ClassifierFigures
+from softlabel.schemas.reports.figures import ClassifierFigures
 
 ROWS, CLASSES, BINS = 700, 8, 15
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from softlabel.pipeline.reporting.bytes_plot import bytes_rows, bytes_spec
-from softlabel.schemas.reports import ClassifierFigures, RunMetrics, Spread, StudentCard
+from softlabel.schemas.reports.figures import ClassifierFigures, Spread
+from softlabel.schemas.reports.seeing import RunMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 
 def card(run: str, label_bytes: float | None, seed: int = 0) -> StudentCard:

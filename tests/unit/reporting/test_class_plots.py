@@ -3,13 +3,8 @@
 import pytest
 
 from softlabel.pipeline.reporting.class_plots import class_rows, projection_spec
-from softlabel.schemas.reports import (
-    ClassifierFigures,
-    ClassShares,
-    Projection,
-    RunMetrics,
-    Spread,
-)
+from softlabel.schemas.reports.figures import ClassifierFigures, ClassShares, Projection, Spread
+from softlabel.schemas.reports.seeing import RunMetrics
 
 
 def run_of(name: str, *agreement: float | None, accuracy: float = 0.5) -> RunMetrics:

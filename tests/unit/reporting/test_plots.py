@@ -8,15 +8,10 @@ import pytest
 import vl_convert
 
 from softlabel.pipeline.reporting import plots
-from softlabel.schemas.reports import (
-    ClassifierFigures,
-    EpochRecord,
-    EvaluateReport,
-    RunMetrics,
-    Spread,
-    StudentMetrics,
-    TrainReport,
-)
+from softlabel.schemas.reports import EvaluateReport, TrainReport
+from softlabel.schemas.reports.figures import ClassifierFigures, Spread
+from softlabel.schemas.reports.seeing import RunMetrics, StudentMetrics
+from softlabel.schemas.reports.training import EpochRecord
 
 HOSTILE = "</script>'\"\\] || datum.x\n\u2028"
 

@@ -5,7 +5,8 @@ import vl_convert
 
 from softlabel.pipeline.reporting import reliability
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.reports import Bin, ClassifierFigures, StudentMetrics
+from softlabel.schemas.reports.figures import Bin, ClassifierFigures
+from softlabel.schemas.reports.seeing import StudentMetrics
 
 
 def student(*bins: tuple[int, float | None, float | None]) -> StudentMetrics:

@@ -5,13 +5,10 @@ from pathlib import Path
 import pytest
 
 from softlabel.pipeline.reporting import wording
-from softlabel.schemas.reports import (
-    ClassifierFigures,
-    EvaluateReport,
-    RunMetrics,
-    Spread,
-    StudentCard,
-)
+from softlabel.schemas.reports import EvaluateReport
+from softlabel.schemas.reports.figures import ClassifierFigures, Spread
+from softlabel.schemas.reports.seeing import RunMetrics
+from softlabel.schemas.reports.training import StudentCard
 
 
 def spread(mean: float, error: float | None = None) -> Spread:

@@ -16,7 +16,7 @@ from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import TrainParams
-from softlabel.schemas.reports import EpochRecord
+from softlabel.schemas.reports.training import EpochRecord
 
 ROWS, CLASSES, STEPS = 10, 3, 2
 

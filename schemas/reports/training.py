@@ -1,0 +1,98 @@
+"""What 'train-student' returns, epoch by epoch, and the card beside the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from softlabel.schemas.labelset import Derivation
+from softlabel.schemas.model import Record
+from softlabel.schemas.teacher import Framing, Interpolation
+
+
+class EpochRecord(Record):
+    """One epoch: means over its samples. Terms that the loss does not have are null.
+
+    soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
+    unseen: where the epoch's predictions were published, the samples that it did not see.
+    """
+
+    epoch: int
+    learning_rate: float
+    loss: float
+    hard: float
+    soft: float | None = None
+    soft_kl: float | None = None
+    hint: float | None = None
+    train_accuracy: float
+    validation_accuracy: float | None = None
+    validation_nll: float | None = None
+    unseen: int | None = None
+
+
+class TrainReport(Record):
+    """What 'train-student' wrote: the card's folder, the curves and the last epoch's figures.
+
+    samples: of an epoch. rejects: those of the source that the label set leaves out.
+    best_epoch: the one whose weights were published where patience chose it, else null.
+    peers: what it wrote of the other members, where several taught each other. settings: those that
+    were given, in the parameter file or as flags. labels_identity_sha256, labels_mean: as in
+    `StudentCard`.
+    """
+
+    output: Path
+    run: str
+    seed: int
+    loss: str
+    parameters: int
+    samples: int
+    rejects: int = 0
+    steps: int
+    device: str
+    seconds: float
+    labels_identity_sha256: str | None
+    labels_mean: Derivation | None = None
+    settings: dict[str, object] = Field(default_factory=dict)
+    best_epoch: int | None = None
+    history: tuple[EpochRecord, ...]
+    peers: tuple[TrainReport, ...] = ()
+
+
+class StudentCard(Record):
+    """student.json: all that is needed to build the student again and to feed it.
+
+    label_bytes: bytes a row of the label set that it learned from, null without one.
+    labels_mean: where that was the mean of several, which and how; labels_identity_sha256 is then
+    what `merge --codec dense-f32` would give them.
+    """
+
+    format_version: int = 1
+    run: str
+    seed: int
+    model: str
+    model_args: dict[str, object]
+    weights: str
+    weights_sha256: str
+    classes: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    resize: int | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    parameters: int
+    loss: str
+    targets: str = "stored"
+    temperature: float | None
+    soft_weight: float | None
+    label_smoothing: float
+    labels_identity_sha256: str | None
+    labels_mean: Derivation | None = None
+    label_bytes: float | None = None
+
+    @property
+    def framing(self) -> Framing:
+        """How encoded pictures come to the student's size."""
+        return Framing.of(self)
