@@ -21,7 +21,8 @@ from softlabel.pipeline.codecs.codec import encode_rows
 from softlabel.pipeline.inference import runner
 from softlabel.pipeline.inference.plan import plan_shards
 from softlabel.pipeline.publish import publish_bytes
-from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import PLAN_FILE, Identity, Plan, canonical_json
 from softlabel.schemas.sample import TeacherOutput
 from softlabel.schemas.teacher import Preprocess

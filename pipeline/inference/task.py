@@ -8,8 +8,9 @@ import numpy as np
 
 from softlabel.pipeline.classes import class_map, read_class_names
 from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.sources.fitting import fitted_input
 from softlabel.pipeline.sources.opening import open_source
-from softlabel.pipeline.sources.source import Source, fitted_input
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.sources.views import augmentation_here
 from softlabel.pipeline.teachers.ensemble import Teachers, open_teachers
 from softlabel.pipeline.teachers.head import LinearEnd

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
-from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import Array
 

@@ -25,8 +25,8 @@ from softlabel.pipeline.sources.array_shard import (
     array_source,
     chosen_one,
 )
-from softlabel.pipeline.sources.reasons import reason
-from softlabel.pipeline.sources.source import Source, no_such_source
+from softlabel.pipeline.sources.reasons import no_such_source, reason
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import Array
 

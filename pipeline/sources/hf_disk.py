@@ -23,9 +23,10 @@ from softlabel.pipeline.sources.label_columns import (
     features_of,
 )
 from softlabel.pipeline.sources.picture_columns import PIECE_ROWS, PictureColumns, find_columns
-from softlabel.pipeline.sources.reasons import reason
+from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
-from softlabel.pipeline.sources.source import ShardRows, Source, no_such_source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 
 STATE_FILE = "state.json"

@@ -30,7 +30,8 @@ from softlabel.pipeline.sources.picture_columns import (
 )
 from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
-from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.teacher import NumberInput
 

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from softlabel.pipeline.sources.array_shard import ArrayShard, StoredArray, array_source
-from softlabel.pipeline.sources.reasons import reason
+from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.row_keys import numbered_keys
-from softlabel.pipeline.sources.source import Source, no_such_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.sample import Array, SampleBlock
 

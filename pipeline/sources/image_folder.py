@@ -17,7 +17,9 @@ from softlabel.pipeline.sources.pictures import (
     PIECE_PICTURES,
     SUFFIXES,
 )
-from softlabel.pipeline.sources.source import ShardRows, Source, no_such_source
+from softlabel.pipeline.sources.reasons import no_such_source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 
 

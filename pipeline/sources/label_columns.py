@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import numbered_keys
-from softlabel.pipeline.sources.source import ShardRows
+from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.errors import DataError
 
 METADATA_KEY = b"huggingface"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.label_columns import LabelColumns, find_labels
-from softlabel.pipeline.sources.source import Number, ShardRows
+from softlabel.pipeline.sources.shard import Number, ShardRows
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import NumberInput

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError, model_validator
 
 from softlabel.pipeline.publish import file_sha256, publishing
-from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import Record
 from softlabel.schemas.sample import SampleBlock

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from softlabel.pipeline.sources.source import no_such_source
+from softlabel.pipeline.sources.reasons import no_such_source
 from softlabel.schemas.errors import ParameterError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

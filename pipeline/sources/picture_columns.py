@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.label_columns import LabelColumns, find_labels
-from softlabel.pipeline.sources.source import ShardRows
+from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.errors import DataError
 
 # What a shard gives at once: encoded pictures, and at most about so many of their bytes.

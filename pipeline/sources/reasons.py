@@ -1,8 +1,17 @@
-"""What a library says of a damaged file, as part of a message of one line."""
+"""What is wrong with the files of a source, in messages of one line."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from softlabel.schemas.errors import ParameterError
 
 
 def reason(error: Exception) -> str:
     """The error's words in one line; its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def no_such_source(path: Path) -> ParameterError:
+    """The error for a path that does not exist."""
+    return ParameterError(f"{path}: no such source; write one with 'softlabel prepare'")

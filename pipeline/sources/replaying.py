@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from softlabel.pipeline.sources.source import Source, size
+from softlabel.pipeline.sources.fitting import size
+from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Identity
 

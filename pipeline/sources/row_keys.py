@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from softlabel.pipeline.sources.source import no_such_source
+from softlabel.pipeline.sources.reasons import no_such_source
 from softlabel.schemas.errors import DataError
 
 

@@ -6,9 +6,8 @@ Each format brings shards with the few members of `SourceShard`; all else is her
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,83 +15,23 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from softlabel.pipeline.sources.fitting import fitted_input, size
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
+from softlabel.pipeline.sources.pieces import Piece, concat_samples, sample_block
+from softlabel.pipeline.sources.shard import (
+    Number,
+    NumberShard,
+    Pictures,
+    ShardRows,
+    SourceShard,
+    joined,
+)
 from softlabel.pipeline.sources.views import Views
 from softlabel.schemas.augment import Augmentation
-from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject, Segment, SourceDigest, SourceFile
 from softlabel.schemas.sample import Array, SampleBlock
 from softlabel.schemas.teacher import Fed, Framing, NumberInput
-
-# As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones, None where
-# a row has none.
-Pictures = Array | Sequence[bytes | None]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRows:
-    """Rows of one source shard: keys `[N]`, labels int32 `[N]`, null where unknown."""
-
-    keys: pa.StringArray
-    pictures: Pictures
-    labels: pa.Int32Array
-
-    def take(self, rows: npt.NDArray[np.int64]) -> ShardRows:
-        """The rows of these numbers, in this order."""
-        numbers = pa.array(rows)
-        return ShardRows(
-            self.keys.take(numbers), taken(self.pictures, rows), self.labels.take(numbers)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A column of numbers. shape: of one sample, -1 where its lists may have any length."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-class _Piece(NamedTuple):
-    """Samples as their shard gives them, and those among them that cannot be used, by place."""
-
-    samples: SampleBlock
-    rejects: dict[int, Reject]
-
-
-class SourceShard(Protocol):
-    """One shard of a source: a file, or files that belong together.
-
-    name: unique in its source, as the plan and the receipts spell it. bytes: of its files.
-    stated: SHA-256 of its rows where the shard itself states it.
-    """
-
-    name: str
-    rows: int
-    bytes: int
-    stated: str | None
-
-    def read(self, first: int, rows: int) -> Iterator[ShardRows]:
-        """Rows `first` to `first + rows`, in pieces of the shard's own size; see `Source.read`."""
-
-    def keys(self) -> pa.StringArray:
-        """The keys of all rows, in order; pictures stay unread."""
-
-    def sha256(self) -> str:
-        """SHA-256 of the shard's bytes as they are now."""
-
-    def reopen(self) -> SourceShard:
-        """The same shard for another thread."""
-
-    def close(self) -> None:
-        """Let go of what is open and held; the next read opens it again."""
-
-
-class NumberShard(SourceShard, Protocol):
-    """A shard of a table without pictures."""
-
-    def taking(self, inputs: Sequence[NumberInput]) -> NumberShard:
-        """The same shard, whose rows are these columns: a structured array `[N]`."""
 
 
 class Source:
@@ -238,7 +177,7 @@ class Source:
                 f"{taker} takes; it has {', '.join(map(repr, self.numbers))}: rename them"
             )
         fitted = [fitted_input(self.path, self.numbers[one.name], one, taker) for one in inputs]
-        shards = [cast("NumberShard", shard).taking(fitted) for shard in self._shards.values()]
+        shards = [cast(NumberShard, shard).taking(fitted) for shard in self._shards.values()]
         return Source(self.path, shards, self.classes, numbers=self.numbers)
 
     def naming(self, classes: Sequence[str]) -> Source:
@@ -279,7 +218,7 @@ class Source:
             for reject in piece.rejects.values():
                 raise DataError(f"{self.place(reject.source)}: key {reject.key!r}: {reject.reason}")
             blocks.append(piece.samples)
-        return _concat(blocks)
+        return concat_samples(blocks)
 
     def read_usable(self, segments: Sequence[Segment]) -> tuple[SampleBlock, dict[int, Reject]]:
         """The samples of `segments`, and those whose picture cannot be used, by their place.
@@ -294,7 +233,7 @@ class Source:
             blocks.append(piece.samples)
             rejects |= {rows + place: reject for place, reject in piece.rejects.items()}
             rows += len(piece.samples)
-        samples = _concat(blocks)
+        samples = concat_samples(blocks)
         if rejects:
             good = next((place for place in range(rows) if place not in rejects), None)
             samples.inputs[list(rejects)] = 0 if good is None else samples.inputs[good]
@@ -353,7 +292,7 @@ class Source:
         ]
         return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
 
-    def _pieces(self, segments: Sequence[Segment]) -> Iterator[_Piece]:
+    def _pieces(self, segments: Sequence[Segment]) -> Iterator[Piece]:
         for segment in segments:
             shard = self._opened_for(segment)
             first = segment.first
@@ -371,7 +310,7 @@ class Source:
                     for place, reason in bad.items()
                     for view in range(self.views)
                 }
-                yield _Piece(_block(rows, pixels, numbers), rejects)
+                yield Piece(sample_block(rows, pixels, numbers), rejects)
                 first += len(rows.keys)
 
     def _opened_for(self, segment: Segment) -> SourceShard:
@@ -438,76 +377,5 @@ class Source:
         raise first
 
 
-def _block(rows: ShardRows, pixels: Array, numbers: npt.NDArray[np.integer]) -> SampleBlock:
-    """The rows with their pictures, or M views `[N * M, ...]` of each, of numbers `[N, M]`."""
-    samples, views = numbers.shape
-    if views == 1:
-        return SampleBlock(rows.keys, pixels, rows.labels)
-    again = pa.array(np.arange(samples).repeat(views))
-    return SampleBlock(
-        rows.keys.take(again), pixels, rows.labels.take(again), numbers.ravel().astype(np.uint16)
-    )
-
-
-def _concat(blocks: Sequence[SampleBlock]) -> SampleBlock:
-    if len(blocks) == 1:
-        return blocks[0]
-    views = [block.views for block in blocks if block.views is not None]
-    return SampleBlock(
-        pa.concat_arrays([block.keys for block in blocks]),
-        np.concatenate([block.inputs for block in blocks]),
-        pa.concat_arrays([block.labels for block in blocks]),
-        np.concatenate(views) if views else None,
-    )
-
-
-def fitted_input(path: Path, number: Number, wanted: NumberInput, taker: str) -> NumberInput:
-    """The input with the shape that the column gives it, for axes that the graph leaves open.
-
-    A single number may be taken as an axis of one. Raises DataError where the shapes differ.
-    """
-    has = number.shape if number.shape or len(wanted.shape) != 1 else (1,)
-    pairs = list(zip(has, wanted.shape, strict=False))
-    if len(has) == len(wanted.shape) and all(one == two or -1 in (one, two) for one, two in pairs):
-        shape = tuple(max(pair) for pair in pairs)
-        if -1 not in shape:
-            return wanted.model_copy(update={"shape": shape})
-    raise DataError(
-        f"{path}: column {wanted.name!r} holds {axes(number.shape)} a sample, {taker} takes "
-        f"{axes(wanted.shape)}; write it so (where both leave a length open, as lists of a fixed "
-        "size)"
-    )
-
-
-def axes(shape: Sequence[int]) -> str:
-    """A shape in words, "any" for an open axis."""
-    return f"[{', '.join('any' if axis < 0 else str(axis) for axis in shape)}]"
-
-
 def _holds(shard: SourceShard, key: pa.StringScalar) -> bool:
     return int(pc.index(shard.keys(), key).as_py()) >= 0
-
-
-def taken(pictures: Pictures, rows: npt.NDArray[np.int64]) -> Pictures:
-    """The pictures of these numbers, in this order."""
-    if isinstance(pictures, np.ndarray):
-        return pictures[rows]
-    return [pictures[row] for row in rows.tolist()]
-
-
-def joined(parts: Sequence[Pictures]) -> Pictures:
-    """The pictures of `parts`, all stored alike, one after the other."""
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(cast("Sequence[Array]", parts)) if len(parts) > 1 else parts[0]
-    return [picture for part in parts for picture in part]
-
-
-def size(shape: tuple[int, int, int]) -> str:
-    """The shape in words: height x width and channels."""
-    height, width, channels = shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
-def no_such_source(path: Path) -> ParameterError:
-    """The error for a path that does not exist."""
-    return ParameterError(f"{path}: no such source; write one with 'softlabel prepare'")

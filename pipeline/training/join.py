@@ -24,7 +24,8 @@ from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
-from softlabel.pipeline.sources.source import Pictures, Source, joined, taken
+from softlabel.pipeline.sources.shard import Pictures, joined, taken
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.agreement import as_labelled, check_hard_labels, check_joined
 from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
 from softlabel.pipeline.training.ensemble import Labels

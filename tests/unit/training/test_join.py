@@ -12,7 +12,8 @@ from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import folder_packing, make_packing
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard
-from softlabel.pipeline.sources.source import ShardRows, Source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.sources.views import augmentation_here
 from softlabel.pipeline.training import join
 from softlabel.pipeline.training.batch import TrainingBatch
