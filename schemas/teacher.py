@@ -119,6 +119,10 @@ class Fed(Protocol):
     def inputs(self) -> tuple[NumberInput, ...] | None:
         """The named numbers that it takes in their place; None where it takes a picture."""
 
+    @property
+    def positions(self) -> bool | None:
+        """Whether samples are sequences, and it speaks of each of their positions."""
+
 
 def check_fed(fed: Fed) -> None:
     """Raise ValueError unless there are either pictures or named numbers."""
@@ -129,8 +133,9 @@ def check_fed(fed: Fed) -> None:
 class TeacherSpec(Record):
     """Everything about a teacher that its graph does not say; stored inside the ONNX file.
 
-    inputs: of a teacher that takes no pictures, in place of `preprocess`. features: the output that
-    holds its penultimate features, null without one.
+    inputs: of a teacher that takes no pictures, in place of `preprocess`. positions: true where it
+    says something of each position of a sequence, else null. features: the output that holds its
+    penultimate features, null without one.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -139,6 +144,7 @@ class TeacherSpec(Record):
     classes: tuple[str, ...] = Field(min_length=2)
     output: str
     output_kind: OutputKind = "logits"
+    positions: bool | None = None
     features: str | None = None
     opset: int | None = None
 

@@ -303,7 +303,7 @@ def _try_teacher(
         samples, output = usable
         used += len(samples)
         hard = samples.hard_labels()
-        with naming_the_key(samples.keys):
+        with naming_the_key(samples.keys, samples.lengths):
             shifted = shift_output(output)
         labelled += int((hard >= 0).sum())
         correct += int((hard == shifted.top1).sum())
@@ -313,7 +313,8 @@ def _try_teacher(
         raise none_usable(source, rejects)
     if not labelled or params.allow_bad_teacher:
         return
-    said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} samples"
+    unit = "positions" if plan.identity.positions else "samples"
+    said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} {unit}"
     progress.say(said)
     chance = 1 / len(plan.identity.classes)
     error = math.sqrt(chance * (1 - chance) / labelled)

@@ -124,6 +124,8 @@ def _linear_end(teachers: Teachers) -> LinearEnd:
     if teachers.mean is not None:
         raise DataError("an ensemble has no one last layer; take one teacher")
     spec = teachers.first.spec
+    if spec.positions:
+        raise DataError("it is of teachers that say one thing a sample; take topk")
     return find_head(teachers.first.path, spec.output, len(spec.classes))
 
 
@@ -176,7 +178,7 @@ def _outputs(
         clock.left_out += len(slots.rejects)
         if usable is not None:
             samples, output = usable
-            with naming_the_key(samples.keys):
+            with naming_the_key(samples.keys, samples.lengths):
                 shift_output(output)
             yield samples, output
         progress.advance(len(slots.samples))
@@ -200,7 +202,7 @@ def _measured(params: PlanParams, world: _World, clock: _Clock, trial: Trial) ->
         bytes=round(rows * trial.bytes_a_row) + len(shards) * trial.bytes_a_shard + len(head),
         kl=kl,
         tv={str(T): _loss(values) for T, values in trial.tv.items()},
-        top1_agreement=trial.agreed / trial.rows,
+        top1_agreement=trial.agreed / trial.positions,
         samples_per_second=trial.rows / trial.encode_seconds,
         seconds=rows / trial.rows * busy,
         fits=all(loss.mean <= params.max_kl for loss in kl.values()),

@@ -21,6 +21,7 @@ from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.replaying import replayed
+from softlabel.pipeline.sources.sequences import stacked
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.labelset import Identity, Manifest, Segment
 
@@ -35,7 +36,7 @@ def why_not_replayed(manifest: Manifest) -> str | None:
         return f"not replayed: made by merge from {members} label sets; verify each of those"
     if manifest.identity.epoch is not None:
         return "not replayed: a student said these while it trained; no file can be asked again"
-    if manifest.identity.positions:
+    if manifest.identity.positions and manifest.identity.inputs is None:
         return "not replayed: sequences cannot be made again from a source of pictures"
     if manifest.identity.views > 1 and manifest.identity.augment is None:
         return "not replayed: the set does not say how its views were made"
@@ -104,4 +105,5 @@ def _pictures(source: Source, keys: pa.StringArray, views: npt.NDArray[np.uint16
         first = place - int(starts[number])
         segment = Segment(source=source.files[number].name, first=first, rows=1)
         pictures[place] = source.read([segment]).inputs
-    return np.stack([pictures[place][view] for place, view in zip(places, views, strict=True)])
+    wanted = zip(places.tolist(), views.tolist(), strict=True)
+    return stacked([pictures[place][view : view + 1] for place, view in wanted])

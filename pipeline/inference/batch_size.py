@@ -14,7 +14,7 @@ from softlabel.pipeline.teachers.devices import free_memory, resident_memory
 from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.providers import Tuning
-from softlabel.schemas.errors import EnvironmentFault
+from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.sample import Array, RunTeacher
 
@@ -43,13 +43,18 @@ def settled_session(
     """The task's teachers at the batch size of `params`, its record telling what 'auto' came to.
 
     That is what a run of the same teachers began with in the output folder, else what their graphs
-    insist on, else the fastest.
+    insist on, else the fastest. Raises ParameterError where samples are sequences.
     """
     size, tuning = params.batch_size, Tuning(params.provider_options, params.engine_cache)
     if size == "auto":
         size = _standing_size(params, task) or _insisted_size(task) or "auto"
     if size != "auto":
         return EnsembleSession(task.teachers, params.device, size, inner, tuning)
+    if task.teachers.first.spec.positions:
+        raise ParameterError(
+            "infer.batch_size: 'auto' tries batches of one shape, and sequences have any length; "
+            "give a number"
+        )
     session = EnsembleSession(task.teachers, params.device, 1, inner, tuning)
 
     def at_size(size: int) -> RunTeacher:

@@ -24,7 +24,7 @@ def choose_codec(
     'auto' is `dense-f16` up to 4,096 classes; beyond them `factored` where the graph allows it
     and a row's features take at most 2,048 bytes, else `topk`; it says so. Raises DataError where
     `factored` was asked for and the graph does not allow it, ParameterError where it was for an
-    ensemble.
+    ensemble or for sequences.
     """
     teacher = teachers.first
     classes = len(teacher.spec.classes)
@@ -33,14 +33,24 @@ def choose_codec(
             f"infer.codec: factored stores one teacher's last layer, and {len(teachers.members)} "
             "teachers are given; pass --codec dense-f16 or topk, or label with one teacher"
         )
+    if asked == "factored" and teacher.spec.positions:
+        raise ParameterError(
+            "infer.codec: factored is of teachers that say one thing a sample, and "
+            f"{teacher.path} speaks of each position; pass --codec topk or dense-f16"
+        )
     if asked == "factored":
         return "factored", find_head(teacher.path, teacher.spec.output, classes)
     if asked != "auto":
         return asked, None
     if classes <= MOST_DENSE_CLASSES:
         return "dense-f16", None
-    if teachers.mean is not None:
-        progress.say("codec topk, not factored: an ensemble has no one last layer")
+    if teachers.mean is not None or teacher.spec.positions:
+        why = (
+            "samples are sequences"
+            if teacher.spec.positions
+            else "an ensemble has no one last layer"
+        )
+        progress.say(f"codec topk, not factored: {why}")
         return "topk", None
     try:
         end = find_head(teacher.path, teacher.spec.output, classes)
@@ -60,8 +70,8 @@ def choose_inner(
 ) -> InnerOutput | None:
     """What is taken out of the teacher beside its logits: `end` for `factored`, or what was asked.
 
-    Raises ParameterError where features do not go with the codec or the ensemble, DataError where
-    the teacher has no such output.
+    Raises ParameterError where features do not go with the codec, the ensemble or sequences,
+    DataError where the teacher has no such output.
     """
     if asked is None:
         return None if end is None else end.inner
@@ -74,5 +84,10 @@ def choose_inner(
         raise ParameterError(
             f"infer.features: {len(teachers.members)} teachers have no one inner output; leave "
             "--features out, or label with one teacher"
+        )
+    if teachers.first.spec.positions:
+        raise ParameterError(
+            "infer.features: are stored of samples, and these are sequences of positions; leave "
+            "--features out"
         )
     return find_features(teachers.first, asked)

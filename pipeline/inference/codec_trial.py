@@ -32,14 +32,16 @@ class Trial:
 
     bytes_a_row: of a shard, as written, without what a shard takes when it is empty
     (`bytes_a_shard`). kl: KL(softmax(z/T) || softmax(stored/T)) of each row in nats, and tv: half
-    the sum of absolute differences of the two, a list of `[N]` a temperature. agreed: rows whose
-    decoded arg-max is the teacher's. refused: why the codec cannot store these rows.
+    the sum of absolute differences of the two, a list of `[N]` a temperature. agreed: of the
+    `positions`, which are the rows but of sequences, those whose decoded arg-max is the teacher's.
+    refused: why the codec cannot store these rows.
     """
 
     packing: Packing
     kl: dict[float, list[Losses]]
     tv: dict[float, list[Losses]]
     rows: int = 0
+    positions: int = 0
     agreed: int = 0
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -111,12 +113,20 @@ def _add(trial: Trial, writer: ShardWriter, samples: SampleBlock, output: Teache
         return
     encoded = time.perf_counter()
     block = LabelBlock(
-        samples.keys, samples.labels, rows.top1, rows.shift, rows.columns, codec, samples.views
+        samples.keys,
+        samples.flat_labels,
+        rows.top1,
+        rows.shift,
+        rows.columns,
+        codec,
+        samples.views,
+        samples.lengths,
     )
     writer.append(block)
     trial.encode_seconds += encoded - begin
     trial.write_seconds += time.perf_counter() - encoded
     trial.rows += len(block)
+    trial.positions += len(block.top1)
     for index, T in enumerate(trial.kl):
         stored = block.logits(T)
         if index == 0:

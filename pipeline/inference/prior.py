@@ -45,7 +45,7 @@ def sampled_prior(
         if usable is None:
             continue
         samples, output = usable
-        with naming_the_key(samples.keys):
+        with naming_the_key(samples.keys, samples.lengths):
             prior.add(shift_output(output).d)
     return prior.logits()
 

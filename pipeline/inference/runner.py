@@ -62,11 +62,15 @@ class BusyTime:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What the teacher said of samples: their keys, hard labels and views, and its output."""
+    """What the teacher said of samples: their keys, hard labels and views, and its output.
+
+    labels: of all positions. lengths: of sequences, else None.
+    """
 
     keys: pa.StringArray
     labels: pa.Int32Array
     views: npt.NDArray[np.uint16] | None
+    lengths: npt.NDArray[np.uint32] | None
     output: TeacherOutput | PackedOutput
 
 
@@ -167,7 +171,9 @@ def _run(
             said = None
             if usable is not None:
                 samples, output = usable
-                said = _Said(samples.keys, samples.labels, samples.views, output)
+                said = _Said(
+                    samples.keys, samples.flat_labels, samples.views, samples.lengths, output
+                )
                 seen += len(samples)
             yield _Batch(shard, slots.samples.keys, slots.left_out(), said)
 
@@ -233,10 +239,12 @@ def _joined(parts: list[_Said]) -> _Said:
     outputs = [part.output for part in parts if isinstance(part.output, TeacherOutput)]
     features = [output.features for output in outputs if output.features is not None]
     views = [part.views for part in parts if part.views is not None]
+    lengths = [part.lengths for part in parts if part.lengths is not None]
     return _Said(
         pa.concat_arrays([part.keys for part in parts]),
         pa.concat_arrays([part.labels for part in parts]),
         np.concatenate(views) if views else None,
+        np.concatenate(lengths) if lengths else None,
         TeacherOutput(
             np.concatenate([output.logits for output in outputs]),
             np.concatenate(features) if features else None,
@@ -245,7 +253,7 @@ def _joined(parts: list[_Said]) -> _Said:
 
 
 def _labelled(said: _Said, packing: Packing) -> LabelBlock:
-    with naming_the_key(said.keys):
+    with naming_the_key(said.keys, said.lengths):
         packed = _packed(said.output, packing)
     rows, features = packed.rows, packed.features
     return LabelBlock(
@@ -256,6 +264,7 @@ def _labelled(said: _Said, packing: Packing) -> LabelBlock:
         rows.columns,
         packing.codec,
         views=said.views,
+        lengths=said.lengths,
         features=features,
     )
 
@@ -317,12 +326,19 @@ def shift_output(output: TeacherOutput) -> ShiftedRows:
 
 
 @contextlib.contextmanager
-def naming_the_key(keys: pa.StringArray) -> Iterator[None]:
-    """Turn a codec's refusal of a row into a DataError that names its key."""
+def naming_the_key(
+    keys: pa.StringArray, lengths: npt.NDArray[np.uint32] | None = None
+) -> Iterator[None]:
+    """Turn a codec's refusal of a row into a DataError that names its key.
+
+    lengths: where rows are sequences, whose positions the codec sees.
+    """
     try:
         yield
     except ValueError as error:
         reason, row = error.args
+        if lengths is not None:
+            row = int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), row, side="right"))
         raise DataError(
             f"{reason} for key {keys[row].as_py()!r}; check the teacher and its "
             "preprocessing, or take another codec"

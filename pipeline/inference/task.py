@@ -77,6 +77,7 @@ class Task:
             views=self.source.views,
             seed=self.seed,
             augment=self.augment,
+            positions=bool(spec.positions),
             temperatures=temperatures,
             codec=codec,
             k=k,

@@ -30,6 +30,7 @@ from softlabel.pipeline.sources.picture_columns import (
 )
 from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
+from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
@@ -111,10 +112,10 @@ class ParquetTable:
         """The same file for another thread."""
         return ParquetTable(self._path, self.columns, self._groups)
 
-    def taking(self, inputs: Sequence[NumberInput]) -> ParquetTable:
+    def taking(self, wanted: Sequence[NumberInput] | Sequences) -> ParquetTable:
         """The same table of numbers with these inputs to read."""
         assert isinstance(self.columns, NumberColumns)
-        return ParquetTable(self._path, self.columns.taking(inputs), self._groups)
+        return ParquetTable(self._path, self.columns.taking(wanted), self._groups)
 
     def close(self) -> None:
         """Let go of the file and its last piece."""

@@ -1,9 +1,9 @@
 """Keys, hard labels and class names in the columns of tables that Hugging Face or others wrote.
 
 Labels are the integers of `label`, else of `labels`, else of `fine_label` where that is the only
-ClassLabel; null and -1 are unknown. Keys are the strings of `key`, else of `__key__`, else of `id`:
-of the first that is a column of strings without nulls; without one, rows are numbered,
-`FILESTEM-00000000`.
+ClassLabel; null and -1 are unknown. Of sequences they are lists, where -100 is unknown too. Keys
+are the strings of `key`, else of `__key__`, else of `id`: of the first that is a column of strings
+without nulls; without one, rows are numbered, `FILESTEM-00000000`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LABELS = ("label", "labels")
 FINE_LABEL = "fine_label"
 KEYS = ("key", "__key__", "id")
 UNKNOWN = -1
+# As Hugging Face marks a position of a sequence that has no label.
+IGNORED = -100
 
 
 class TableColumns(Protocol):
@@ -50,11 +52,15 @@ class TableColumns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LabelColumns:
-    """Where keys and hard labels stand; None where there are none. classes: empty if not named."""
+    """Where keys and hard labels stand; None where there are none. classes: empty if not named.
+
+    listed: labels are lists, one of each position of a sequence.
+    """
 
     label: str | None
     key: str | None
     classes: tuple[str, ...]
+    listed: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +69,8 @@ class LabelColumns:
 
     def told(self) -> dict[str, object]:
         """What the files of a source must agree in."""
-        return {"label": self.label, "key": self.key, "classes": self.classes}
+        named = {"label": self.label, "key": self.key, "classes": self.classes}
+        return named | {"lists of labels": self.listed}
 
     def keys(self, place: Path, batch: pa.RecordBatch, first: int) -> pa.StringArray:
         """The keys of `batch`, whose first is row `first` of file `place`. Raises DataError."""
@@ -77,7 +84,12 @@ class LabelColumns:
         """The labels of `batch`, null where unknown. Raises DataError."""
         if self.label is None:
             return pa.nulls(len(batch), pa.int32())
-        return _labels(place, keys, batch.column(self.label))
+        if self.listed:
+            raise DataError(
+                f"{place}: column {self.label!r} has lists of labels, and a sample has one; number "
+                "the classes, or rename the column to go without labels"
+            )
+        return checked_labels(place, batch.column(self.label), lambda row: row, keys)
 
 
 def find_labels(
@@ -85,18 +97,23 @@ def find_labels(
     schema: pa.Schema,
     features: Mapping[str, Any],
     has_nulls: Callable[[str], bool],
+    *,
+    lists: bool = False,
 ) -> LabelColumns:
     """The columns of keys and labels of file `place`. Raises DataError where they cannot be told.
 
-    features: as Hugging Face describes the columns. has_nulls: of a column of strings.
+    features: as Hugging Face describes the columns. has_nulls: of a column of strings. lists:
+    whether labels may be lists.
     """
     twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{place}: has two columns {twice!r}; rename one")
-    label = _label_column(place, schema, features)
+    label = _label_column(place, schema, features, lists=lists)
+    listed = label is not None and _is_list(schema.field(label).type)
     texts = [name for name in KEYS if name in schema.names and _is_text(schema.field(name).type)]
     key = next((name for name in texts if not has_nulls(name)), None)
-    return LabelColumns(label, key, () if label is None else _class_names(place, label, features))
+    classes = () if label is None else _class_names(place, label, features)
+    return LabelColumns(label, key, classes, listed)
 
 
 def check_agreement(path: Path, found: Mapping[Path, TableColumns]) -> None:
@@ -148,7 +165,38 @@ def checked_keys(place: Path, column: pa.Array, first: int) -> pa.StringArray:
     return keys
 
 
-def _label_column(place: Path, schema: pa.Schema, features: Mapping[str, Any]) -> str | None:
+def checked_labels(
+    place: Path,
+    column: pa.Array,
+    row_of: Callable[[int], int],
+    keys: pa.StringArray,
+    *marks: int,
+) -> pa.Int32Array:
+    """Hard labels as int32, null where they are -1 or one of `marks`. Raises DataError.
+
+    row_of: the row of a label's place, of which `keys` has the key.
+    """
+    limits = np.iinfo(np.int32)
+    known = column.cast(pa.int8()) if pa.types.is_null(column.type) else column
+    if pa.types.is_uint64(known.type):
+        bad = pc.greater(known, pa.scalar(limits.max, pa.uint64()))
+    else:
+        bad = pc.or_(pc.greater(known, limits.max), pc.less(known, limits.min))
+    bad = bad.fill_null(False)
+    if pc.any(bad).as_py():
+        at = pc.index(bad, True).as_py()
+        raise DataError(
+            f"{place}: key {keys[row_of(at)].as_py()!r} has label {known[at].as_py()}; number the "
+            "classes"
+        )
+    labels = known.cast(pa.int32())
+    unknown = pc.is_in(labels, pa.array([UNKNOWN, *marks], pa.int32()))
+    return pc.if_else(unknown, pa.scalar(None, pa.int32()), labels)
+
+
+def _label_column(
+    place: Path, schema: pa.Schema, features: Mapping[str, Any], *, lists: bool
+) -> str | None:
     name = next((name for name in LABELS if name in schema.names), None)
     if name is None and FINE_LABEL in schema.names and _is_class_label(features.get(FINE_LABEL)):
         named = [column for column, feature in features.items() if _is_class_label(feature)]
@@ -160,6 +208,8 @@ def _label_column(place: Path, schema: pa.Schema, features: Mapping[str, Any]) -
         name = FINE_LABEL
     if name is not None:
         kind = schema.field(name).type
+        if lists and _is_list(kind):
+            kind = kind.value_type
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise DataError(
                 f"{place}: column {name!r} is of {kind}; labels are integers: number the classes, "
@@ -169,9 +219,10 @@ def _label_column(place: Path, schema: pa.Schema, features: Mapping[str, Any]) -
 
 
 def _class_names(place: Path, label: str, features: Mapping[str, Any]) -> tuple[str, ...]:
-    if not _is_class_label(features.get(label)):
+    feature = _of_each(features.get(label))
+    if not _is_class_label(feature):
         return ()
-    names = features[label].get("names")
+    names = feature.get("names")
     if names is None:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -182,28 +233,25 @@ def _class_names(place: Path, label: str, features: Mapping[str, Any]) -> tuple[
     return tuple(names)
 
 
-def _labels(place: Path, keys: pa.StringArray, column: pa.Array) -> pa.Int32Array:
-    limits = np.iinfo(np.int32)
-    known = column.cast(pa.int8()) if pa.types.is_null(column.type) else column
-    if pa.types.is_uint64(known.type):
-        bad = pc.greater(known, pa.scalar(limits.max, pa.uint64()))
-    else:
-        bad = pc.or_(pc.greater(known, limits.max), pc.less(known, limits.min))
-    bad = bad.fill_null(False)
-    if pc.any(bad).as_py():
-        row = pc.index(bad, True).as_py()
-        raise DataError(
-            f"{place}: key {keys[row].as_py()!r} has label {known[row].as_py()}; number the classes"
-        )
-    labels = known.cast(pa.int32())
-    return pc.if_else(pc.equal(labels, UNKNOWN), pa.scalar(None, pa.int32()), labels)
-
-
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(test(kind) for test in tests)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _of_each(feature: Any) -> Any:
+    """What Hugging Face says of each value of a column of lists; of another column as it is."""
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        return feature["feature"]
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return feature
 
 
 def _is_class_label(feature: Any) -> bool:

@@ -15,7 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from softlabel.pipeline.sources.casting import Unfit, cast_numbers, refuse_nulls
 from softlabel.pipeline.sources.label_columns import LabelColumns, find_labels
+from softlabel.pipeline.sources.sequence_columns import read_sequences
+from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import Number, ShardRows
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import Array
@@ -26,49 +29,45 @@ from softlabel.schemas.teacher import NumberInput
 class NumberColumns:
     """Which columns of a table hold what.
 
-    numbers: those that can be inputs, by name. inputs: those that are read.
+    numbers: those that can be inputs, by name. inputs: those that are read. sequences: what is read
+    in their place where rows are sequences.
     """
 
     numbers: Mapping[str, Number]
     others: LabelColumns
     inputs: tuple[NumberInput, ...] = ()
+    sequences: Sequences | None = None
 
     @property
     def leaves(self) -> list[str]:
         """What rows are made of, as Parquet spells it."""
+        if self.sequences is not None:
+            return [*self.sequences.names, *self.others.names]
         return [*(wanted.name for wanted in self.inputs), *self.others.names]
 
     def told(self) -> dict[str, object]:
         """What the files of a source must agree in."""
         return {"numbers": dict(self.numbers), **self.others.told()}
 
-    def taking(self, inputs: Sequence[NumberInput]) -> NumberColumns:
+    def taking(self, wanted: Sequence[NumberInput] | Sequences) -> NumberColumns:
         """The same table with these inputs to read."""
-        return replace(self, inputs=tuple(inputs))
+        if isinstance(wanted, Sequences):
+            return replace(self, sequences=wanted)
+        return replace(self, inputs=tuple(wanted))
 
     def rows(self, place: Path, batch: pa.RecordBatch, first: int) -> ShardRows:
         """The rows of `batch`, whose first is row `first` of file `place`. Raises DataError."""
         keys = self.others.keys(place, batch, first)
+        if self.sequences is not None:
+            return ShardRows(keys, *read_sequences(place, batch, keys, self.others, self.sequences))
         kinds = [(wanted.name, wanted.dtype, wanted.shape) for wanted in self.inputs]
         values = np.empty(len(batch), np.dtype(kinds))
         for wanted in self.inputs:
             try:
                 values[wanted.name] = _as_input(batch.column(wanted.name), wanted)
-            except _Unfit as error:
-                raise DataError(
-                    f"{place}: key {keys[error.row].as_py()!r}: column {wanted.name!r} "
-                    f"{error.reason}"
-                ) from error
+            except Unfit as error:
+                raise error.at(place, keys, wanted.name) from error
         return ShardRows(keys, values, self.others.hard_labels(place, batch, keys))
-
-
-class _Unfit(ValueError):
-    """A value that is no input. row: its place among those read together."""
-
-    def __init__(self, reason: str, row: int) -> None:
-        super().__init__(reason, row)
-        self.reason = reason
-        self.row = row
 
 
 def find_numbers(
@@ -78,7 +77,7 @@ def find_numbers(
     has_nulls: Callable[[str], bool],
 ) -> NumberColumns:
     """The columns of file `place`, as `find_columns` finds those of pictures. Raises DataError."""
-    others = find_labels(place, schema, features, has_nulls)
+    others = find_labels(place, schema, features, has_nulls, lists=True)
     numbers = {
         field.name: number
         for field in schema
@@ -110,12 +109,12 @@ def _number(kind: pa.DataType) -> Number | None:
 
 
 def _as_input(column: pa.Array, wanted: NumberInput) -> Array:
-    """The column as `[N, *shape]` of the input's type. Raises _Unfit where a row is not."""
+    """The column as `[N, *shape]` of the input's type. Raises Unfit where a row is not."""
     rows = len(column)
     each = 1
     # Level by level: what a list of `size` values holds stands `size` apart.
     for size in wanted.shape:
-        _refuse_nulls(column, each)
+        refuse_nulls(column, each)
         if pa.types.is_fixed_size_list(column.type):
             column = column.flatten()
         elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -123,37 +122,12 @@ def _as_input(column: pa.Array, wanted: NumberInput) -> Array:
             if pc.any(other).as_py():
                 place = pc.index(other, True).as_py()
                 length = pc.list_value_length(column)[place].as_py()
-                raise _Unfit(
+                raise Unfit(
                     f"holds {length} values, {size} are taken; make them alike", place // each
                 )
             column = column.flatten()
         each *= size
-    _refuse_nulls(column, each)
+    refuse_nulls(column, each)
     values = column.to_numpy(zero_copy_only=False)
-    return _cast(values, np.dtype(wanted.dtype), each).reshape(rows, *wanted.shape)
-
-
-def _refuse_nulls(column: pa.Array, each: int) -> None:
-    if column.null_count:
-        row = pc.index(column.is_null(), True).as_py() // max(1, each)
-        raise _Unfit("holds no value; fill it in, or leave the row out", row)
-
-
-def _cast(values: Array, wanted: np.dtype[Any], each: int) -> Array:
-    """As the input's type: floats are rounded to it, whatever else would change is refused."""
-    if values.dtype == wanted:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = values.astype(wanted)
-        if values.dtype.kind == wanted.kind == "f":
-            changed = np.isinf(cast) & ~np.isinf(values)
-        else:
-            changed = cast.astype(values.dtype) != values
-    if changed.any():
-        place = int(changed.argmax())
-        raise _Unfit(
-            f"holds {values[place]}, which {wanted} cannot hold; scale it, or export the teacher "
-            f"with inputs of {values.dtype}",
-            place // max(1, each),
-        )
-    return cast
+    cast = cast_numbers(values, np.dtype(wanted.dtype), lambda place: place // max(1, each))
+    return cast.reshape(rows, *wanted.shape)

@@ -69,6 +69,7 @@ class CanonicalShard:
             block = self._read_group(file, group)
             offset = first - int(starts[group])
             taken = min(end - first, len(block.keys) - offset)
+            assert isinstance(block.pictures, np.ndarray)
             pictures = block.pictures[offset : offset + taken]
             yield ShardRows(
                 block.keys.slice(offset, taken), pictures, block.labels.slice(offset, taken)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabel.pipeline.sources.sequences import stacked
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.labelset import Reject
 from softlabel.schemas.sample import Array, SampleBlock
@@ -39,7 +40,7 @@ def concat_samples(blocks: Sequence[SampleBlock]) -> SampleBlock:
     views = [block.views for block in blocks if block.views is not None]
     return SampleBlock(
         pa.concat_arrays([block.keys for block in blocks]),
-        np.concatenate([block.inputs for block in blocks]),
+        stacked([block.inputs for block in blocks]),
         pa.concat_arrays([block.labels for block in blocks]),
         np.concatenate(views) if views else None,
     )

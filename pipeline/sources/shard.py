@@ -10,17 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, joined_rows
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import NumberInput
 
 # As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones, None where
-# a row has none.
-Pictures = Array | Sequence[bytes | None]
+# a row has none; of tables a structured array [N], or sequences that are not padded yet.
+Pictures = Array | Sequence[bytes | None] | SequenceRows
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Rows of one source shard: keys `[N]`, labels int32 `[N]`, null where unknown."""
+    """Rows of one source shard: keys `[N]`, labels `[N]` as in `SampleBlock`."""
 
     keys: pa.StringArray
     pictures: Pictures
@@ -73,14 +74,16 @@ class SourceShard(Protocol):
 class NumberShard(SourceShard, Protocol):
     """A shard of a table without pictures."""
 
-    def taking(self, inputs: Sequence[NumberInput]) -> NumberShard:
-        """The same shard, whose rows are these columns: a structured array `[N]`."""
+    def taking(self, wanted: Sequence[NumberInput] | Sequences) -> NumberShard:
+        """The same shard, whose rows are these columns: a structured array `[N]`, or sequences."""
 
 
 def taken(pictures: Pictures, rows: npt.NDArray[np.int64]) -> Pictures:
     """The pictures of these numbers, in this order."""
     if isinstance(pictures, np.ndarray):
         return pictures[rows]
+    if isinstance(pictures, SequenceRows):
+        return pictures.take(rows)
     return [pictures[row] for row in rows.tolist()]
 
 
@@ -88,4 +91,6 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
     """The pictures of `parts`, all stored alike, one after the other."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(cast("Sequence[Array]", parts)) if len(parts) > 1 else parts[0]
-    return [picture for part in parts for picture in part]
+    if isinstance(parts[0], SequenceRows):
+        return joined_rows(cast("Sequence[SequenceRows]", parts))
+    return [picture for part in cast("Sequence[Sequence[bytes]]", parts) for picture in part]

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from softlabel.pipeline.sources.fitting import fitted_input, size
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
 from softlabel.pipeline.sources.pieces import Piece, concat_samples, sample_block
+from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, find_sequences
 from softlabel.pipeline.sources.shard import (
     Number,
     NumberShard,
@@ -116,7 +117,7 @@ class Source:
         if wanted.preprocess is not None:
             return self.framed(wanted.preprocess.framing, taker)
         assert wanted.inputs is not None
-        return self._taking(wanted.inputs, taker)
+        return self._taking(wanted.inputs, taker, positions=bool(wanted.positions))
 
     def framed(self, wanted: Framing, taker: str) -> Source:
         """The source with pictures of the shape that `taker`, named in the error, wants.
@@ -163,21 +164,27 @@ class Source:
         """The version of Pillow that decodes the pictures; None where they are arrays."""
         return None if self.framing is None else PIL.__version__
 
-    def _taking(self, inputs: Sequence[NumberInput], taker: str) -> Source:
+    def _taking(self, inputs: Sequence[NumberInput], taker: str, *, positions: bool) -> Source:
         names = [wanted.name for wanted in inputs]
         if self.numbers is None:
             raise DataError(
                 f"{self.path}: has pictures, {taker} takes numbers by name ({', '.join(names)}); "
                 "give a table of those"
             )
+        if positions:
+            return self._reading(find_sequences(self.path, self.numbers, inputs, taker))
         missing = [name for name in names if name not in self.numbers]
         if missing:
             raise DataError(
                 f"{self.path}: has no column of numbers {', '.join(map(repr, missing))}, which "
                 f"{taker} takes; it has {', '.join(map(repr, self.numbers))}: rename them"
             )
-        fitted = [fitted_input(self.path, self.numbers[one.name], one, taker) for one in inputs]
-        shards = [cast(NumberShard, shard).taking(fitted) for shard in self._shards.values()]
+        return self._reading(
+            [fitted_input(self.path, self.numbers[one.name], one, taker) for one in inputs]
+        )
+
+    def _reading(self, wanted: Sequence[NumberInput] | Sequences) -> Source:
+        shards = [cast(NumberShard, shard).taking(wanted) for shard in self._shards.values()]
         return Source(self.path, shards, self.classes, numbers=self.numbers)
 
     def naming(self, classes: Sequence[str]) -> Source:
@@ -334,6 +341,8 @@ class Source:
 
         numbers: of each picture those of the wanted views, `[N, M]`, of no use without views.
         """
+        if isinstance(pictures, SequenceRows):
+            return pictures.padded(), {}
         if self._maker is not None:
             return self._maker.make_all(pictures, keys, numbers, self._decoder)
         if isinstance(pictures, np.ndarray):
@@ -346,12 +355,17 @@ class Source:
         if rows.keys.null_count:
             raise DataError(f"{place}: a key is null; prepare it again")
         labels = rows.labels
+        listed = pa.types.is_large_list(labels.type)
+        if listed:
+            labels = labels.flatten()
         classes = len(self.classes) or np.iinfo(np.int32).max
         bad = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, classes)).fill_null(False)
         if pc.any(bad).as_py():
-            row = int(pc.index(bad, True).as_py())
+            at = row = int(pc.index(bad, True).as_py())
+            if listed:
+                row = int(pc.list_parent_indices(rows.labels)[at].as_py())
             raise DataError(
-                f"{place}: key {rows.keys[row].as_py()!r} has label {labels[row].as_py()}, outside "
+                f"{place}: key {rows.keys[row].as_py()!r} has label {labels[at].as_py()}, outside "
                 f"0..{classes - 1}; mend the labels or the class list and prepare again"
             )
 
@@ -362,6 +376,7 @@ class Source:
             shard = self._shards[file.name]
             for row in range(file.rows):
                 rows = next(iter(shard.read(row, 1)))
+                assert not isinstance(rows.pictures, SequenceRows), "tables have no framing"
                 try:
                     height, width, channels = picture_shape(rows.pictures[0])
                 except BadPicture as error:

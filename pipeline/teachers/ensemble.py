@@ -202,10 +202,10 @@ def _order(first: Teacher, member: Teacher) -> tuple[int, ...] | None:
 def _check_alike(first: Teacher, other: Teacher) -> None:
     pictures = [teacher.spec.preprocess for teacher in (first, other)]
     if pictures[0] is None or pictures[1] is None:
-        if first.spec.inputs != other.spec.inputs:
+        if first.spec.inputs != other.spec.inputs or first.spec.positions != other.spec.positions:
             raise DataError(
-                f"teachers {first.path} and {other.path} take other inputs; label with each by "
-                "itself and take 'softlabel merge'"
+                f"teachers {first.path} and {other.path} take other inputs, or one of them speaks "
+                "of positions; label with each by itself and take 'softlabel merge'"
             )
         return
     one, two = pictures[0].framing, pictures[1].framing

@@ -18,6 +18,7 @@ from softlabel.pipeline.codecs.codec import Codec
 from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
 from softlabel.pipeline.teachers.packed import PackedOutput, Packer, PackTeacher
+from softlabel.pipeline.teachers.padding import check_padding
 from softlabel.pipeline.teachers.preprocess import model_input
 from softlabel.pipeline.teachers.providers import (
     Tuning,
@@ -31,7 +32,7 @@ from softlabel.pipeline.teachers.teacher import Teacher
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import ExecutionRecord
 from softlabel.schemas.params.shared import TeacherDevice
-from softlabel.schemas.sample import Array, RunTeacher, TeacherOutput
+from softlabel.schemas.sample import POSITIONS, Array, RunTeacher, TeacherOutput
 
 if TYPE_CHECKING:
     from softlabel.pipeline.teachers.inner import InnerOutput
@@ -65,6 +66,9 @@ class TeacherSession:
         self._batch_size = batch_size
         self._inner = inner
         self._checked = False
+        # One that insists on a length is always padded to it.
+        fixed = any(one.shape[0] >= 0 for one in teacher.spec.inputs or () if one.shape)
+        self._indifferent = fixed or not teacher.spec.positions
         self._runnable = runnable(teacher, inner)
         self._session, name = create_session(teacher.path, device, self._runnable.model, tuning)
         provider, options = self._session.get_providers()[0], tuning.options if tuning else {}
@@ -92,7 +96,8 @@ class TeacherSession:
         """What the teacher says of N <= batch samples.
 
         samples: uint8 pictures `[N, height, width, channels]`, or a structured array `[N]` of the
-        teacher's named inputs.
+        teacher's named inputs. Of sequences what it says of all positions that are no padding, one
+        sample's after the other. Raises DataError where padding changes what it says.
         """
         logits, features = self._outputs(samples)
         said = logits.astype(np.float32, copy=False)
@@ -100,6 +105,10 @@ class TeacherSession:
         if not self._checked:
             check_kind(said, kind, self._teacher.path)
             self._checked = True
+        if not self._indifferent:
+            self._indifferent = check_padding(
+                samples, said, lambda row: self._outputs(row)[0], self._teacher.path
+            )
         return TeacherOutput(as_logits(said, kind), features)
 
     def features_width(self, samples: Array) -> int:
@@ -126,10 +135,10 @@ class TeacherSession:
                 inputs = self._inputs(samples)
                 with explaining(inputs):
                     outputs = run_bound(self._session, device, self._runnable.outputs, inputs)
-                self._check_shape(outputs[0].shape)
+                self._check_shape(outputs[0].shape, samples)
                 inner = self._inner
                 features = None if inner is None else self._flat(inner, outputs[1])[: len(samples)]
-                return pack(codec, outputs[0][: len(samples)], features, kind, order)
+                return pack(codec, self._said(outputs[0], samples), features, kind, order)
 
             return packed
 
@@ -138,18 +147,27 @@ class TeacherSession:
     def _outputs(self, samples: Array) -> tuple[Array, npt.NDArray[np.float32] | None]:
         """Logits as the graph gives them, `[N, classes]`, and features `[N, width]`."""
         logits, *others = run_model(self._session, self._runnable.outputs, self._inputs(samples))
-        self._check_shape(logits.shape)
+        self._check_shape(logits.shape, samples)
+        said = np.asarray(self._said(logits, samples))
         if self._inner is None:
-            return logits[: len(samples)], None
+            return said, None
         features = self._flat(self._inner, *others)[: len(samples)]
-        return logits[: len(samples)], features.astype(np.float32, copy=False)
+        return said, features.astype(np.float32, copy=False)
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
+    def _said(self, logits: AnyArray, samples: Array) -> AnyArray:
+        """Logits `[N, classes]` of NumPy or torch without what fills up batch and sequences."""
+        own = logits[: len(samples)]
+        return own[samples[POSITIONS]] if self._teacher.spec.positions else own
+
+    def _check_shape(self, shape: tuple[int, ...], samples: Array) -> None:
         classes = len(self._teacher.spec.classes)
-        if tuple(shape) != (self._batch_size, classes):
+        expected = [self._batch_size, classes]
+        if self._teacher.spec.positions:
+            expected.insert(1, samples[POSITIONS].shape[1])
+        if list(shape) != expected:
             raise DataError(
                 f"{self._teacher.path}: gave logits of shape {list(shape)}, expected "
-                f"[{self._batch_size}, {classes}]; check --output-name and --classes"
+                f"{expected}; check --output-name and --classes"
             )
 
     def _inputs(self, samples: Array) -> dict[str, Array]:

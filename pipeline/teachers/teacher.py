@@ -97,6 +97,7 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
         classes=classes,
         output=identity.output,
         output_kind=identity.output_kind,
+        positions=identity.positions or None,
     )
     return _opened(path, model, spec, hashes)
 
@@ -213,11 +214,13 @@ def _told_numbers(
     inputs = number_inputs(path, model)
     settled = {*_OF_PICTURES, *(("output_name",) if len(model.graph.output) == 1 else ())}
     _refuse_missing(path, model, told, settled)
+    output = told.output_name or model.graph.output[0].name
     fields: dict[str, Any] = {
         "inputs": inputs,
         "classes": told.classes,
-        "output": told.output_name or model.graph.output[0].name,
+        "output": output,
         "output_kind": told.output_kind,
+        "positions": _speaks_of_positions(model, output),
     }
     return _validated(path, fields)
 
@@ -310,11 +313,19 @@ def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None
         )
     axes = dimensions(outputs[spec.output])
     width = axes[-1] if axes else None
-    if axes and (len(axes) != 2 or width not in (None, len(spec.classes))):
+    wanted = ["batch", "length", "classes"] if spec.positions else ["batch", "classes"]
+    if axes and (len(axes) != len(wanted) or width not in (None, len(spec.classes))):
         raise DataError(
             f"{path}: output {spec.output!r} has shape {_axes(axes)}, "
-            f"{len(spec.classes)} class names were given; they must agree as [batch, classes]"
+            f"{len(spec.classes)} class names were given; they must agree as "
+            f"[{', '.join(wanted)}]"
         )
+
+
+def _speaks_of_positions(model: onnx.ModelProto, output: str) -> bool | None:
+    """True where the output is `[batch, length, classes]`, else None."""
+    axes = [dimensions(entry) for entry in model.graph.output if entry.name == output]
+    return True if axes and len(axes[0]) == 3 else None
 
 
 def _hashes(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:

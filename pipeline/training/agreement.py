@@ -77,8 +77,12 @@ def check_hard_labels(
 ) -> None:
     """Raise DataError where a sample's hard label is another than when it was labelled.
 
-    Keys that are row numbers stay when the rows are put into another order: this shows it.
+    hard: of sequences a list of each sample, which tells how many positions there are too. Keys
+    that are row numbers stay when the rows are put into another order: this shows it.
     """
+    if pa.types.is_large_list(hard.type):
+        _check_positions(keys, hard, labels, labelset)
+        return
     if labels.lengths is not None or hard.equals(labels.labels):
         return
     differ = pc.not_equal(hard.fill_null(-1), labels.labels.fill_null(-1))
@@ -87,4 +91,21 @@ def check_hard_labels(
         f"{labelset.folder}: sample {keys[row].as_py()!r} has hard label "
         f"{hard[row].as_py()}, and {labels.labels[row].as_py()} when it was labelled; "
         "the source changed since, run 'softlabel infer' again"
+    )
+
+
+def _check_positions(
+    keys: pa.StringArray, hard: pa.LargeListArray, labels: LabelBlock, labelset: Labels
+) -> None:
+    then = pa.LargeListArray.from_arrays(pa.array(labels.starts()), labels.labels)
+    if hard.equals(then):
+        return
+    row = next(row for row in range(len(keys)) if hard[row] != then[row])
+    now, before = len(hard[row]), len(then[row])
+    found = "other hard labels than when it was labelled"
+    if now != before:
+        found = f"{now} positions, and {before} when it was labelled"
+    raise DataError(
+        f"{labelset.folder}: sample {keys[row].as_py()!r} has {found}; the source changed since, "
+        "run 'softlabel infer' again"
     )

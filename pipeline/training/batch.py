@@ -11,13 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from softlabel.pipeline.codecs.sparse import SparseTargets
-from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.block import LabelBlock, spread
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
     """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`; what the teacher said, if any.
 
+    Of sequences pixels are inputs as in `SampleBlock`, lengths says how many positions each has,
+    and all else is of these positions, one sample's after the other; a label may be `IGNORED`.
     teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
     features: its stored features, float16 `[N, d]`, where asked for.
     share: how much of a step's batch these are: less than 1 where ranks or parts divide it.
@@ -30,32 +32,48 @@ class TrainingBatch:
     sparse: SparseTargets | None = None
     features: npt.NDArray[np.float16] | None = None
     share: float = 1.0
+    lengths: npt.NDArray[np.uint32] | None = None
 
     def take(self, rows: npt.NDArray[np.int64]) -> TrainingBatch:
         """The samples of these rows, in this order."""
+        lengths = self.lengths
+        places = rows if lengths is None else spread(self._starts(), rows)
         return TrainingBatch(
             self.keys.take(pa.array(rows)),
             self.pixels[rows],
-            self.labels[rows],
-            None if self.teacher is None else self.teacher[rows],
-            None if self.sparse is None else self.sparse.take(rows),
-            None if self.features is None else self.features[rows],
+            self.labels[places],
+            None if self.teacher is None else self.teacher[places],
+            None if self.sparse is None else self.sparse.take(places),
+            None if self.features is None else self.features[places],
             self.share,
+            None if lengths is None else lengths[rows],
         )
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
-        """The batch in so many even parts, or in as many as it has samples."""
+        """The batch in so many even parts, or in as many as it has samples.
+
+        Of sequences a part's share is that of its positions.
+        """
         bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)
+        starts = self._starts()
         for first, end in itertools.pairwise(bounds.tolist()):
+            start, stop = starts[first], starts[end]
             yield TrainingBatch(
                 self.keys.slice(first, end - first),
                 self.pixels[first:end],
-                self.labels[first:end],
-                None if self.teacher is None else self.teacher[first:end],
-                None if self.sparse is None else self.sparse.take(np.arange(first, end)),
-                None if self.features is None else self.features[first:end],
-                self.share * (end - first) / len(self.keys),
+                self.labels[start:stop],
+                None if self.teacher is None else self.teacher[start:stop],
+                None if self.sparse is None else self.sparse.take(np.arange(start, stop)),
+                None if self.features is None else self.features[start:stop],
+                self.share * float(stop - start) / max(1, len(self.labels)),
+                None if self.lengths is None else self.lengths[first:end],
             )
+
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """Where the positions of each sample begin, and the end of the last, `[N + 1]`."""
+        if self.lengths is None:
+            return np.arange(len(self.keys) + 1)
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +84,4 @@ class JoinedBatch:
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     block: LabelBlock | None
+    lengths: npt.NDArray[np.uint32] | None = None

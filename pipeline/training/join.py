@@ -24,6 +24,7 @@ from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.sources.label_columns import IGNORED
 from softlabel.pipeline.sources.shard import Pictures, joined, taken
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.agreement import as_labelled, check_hard_labels, check_joined
@@ -122,7 +123,14 @@ class JoinedSamples:
             if batch.block is not None and self._features:
                 features = _stored_features(batch.block)
             yield TrainingBatch(
-                batch.keys, batch.pixels, batch.labels, teacher, sparse, features, share
+                batch.keys,
+                batch.pixels,
+                batch.labels,
+                teacher,
+                sparse,
+                features,
+                share,
+                batch.lengths,
             )
 
     def batches(
@@ -199,8 +207,10 @@ class JoinedSamples:
     def _batch(self, rows: _Rows) -> JoinedBatch:
         views = None if rows.block is None else rows.block.views
         pixels = self._source.pictures(rows.keys, rows.pictures, views)
-        labels = rows.labels.to_numpy(zero_copy_only=False).astype(np.int64)
-        return JoinedBatch(rows.keys, pixels, labels, rows.block)
+        samples = SampleBlock(rows.keys, pixels, rows.labels)
+        labels = samples.hard_labels().astype(np.int64)
+        labels[labels < 0] = IGNORED
+        return JoinedBatch(rows.keys, pixels, labels, rows.block, samples.lengths)
 
     def _labels_of(
         self,
