@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
@@ -37,17 +37,15 @@ def train(
     validation: Validation | None,
     fitted_temperature: float = 1.0,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
-    on_batch: Callable[[TrainingBatch, Tensor], None] = lambda batch, logits: None,
     listener: Listener | None = None,
 ) -> Generator[EpochRecord, None, int | None]:
     """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]` or `Hinted`.
 
     Yields every finished epoch, those before a checkpoint too, and stands still until the next one
     is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
-    `on_batch` hears of every part of a batch trained on, with the student's logits, and `listener`
-    keeps these for later epochs. `fitted_temperature` divides the teacher's logits alone, before T
-    divides both sides. With several ranks each has its share of the batches, and the first
-    validates.
+    `listener` keeps what the student says of them for later epochs. `fitted_temperature` divides
+    the teacher's logits alone, before T divides both sides. With several ranks each has its share
+    of the batches, and the first validates.
 
     Returns the epoch whose weights the model has in the end; None for the last, or their average.
     Raises ParameterError, and DataError where the loss is not finite.
@@ -90,7 +88,6 @@ def train(
                     fabric.backward(terms.total * (part.share * fabric.world_size))
                 if part.share:
                     means.add(terms, student, labels)
-                    on_batch(part, student.detach())
                     if listener is not None:
                         listener.hear(part, student.detach())
             if params.clip_norm is not None:

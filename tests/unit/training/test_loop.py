@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softlabel.pipeline.training import loop
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
+from softlabel.pipeline.training.lesson import Lesson, Outcome
 from softlabel.pipeline.training.loop import train
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports.training import EpochRecord
@@ -69,13 +70,20 @@ def figures(record: EpochRecord) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("changed", [{"loss": "kd"}, {"loss": "dkd"}, {"mixup": 0.5, "cutmix": 1}])
-def test_accumulation_changes_nothing_but_memory(changed: dict[str, Any]) -> None:
+def test_accumulation_changes_nothing_but_memory(
+    changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, records = trained(parameters(**changed))
     sizes: list[int] = []
-    parts, curve = trained(
-        parameters(**changed, accumulate=4),
-        on_batch=lambda batch, logits: sizes.append(len(batch.keys)),
-    )
+    for name in ("plain", "mixed"):
+        lesson = getattr(Lesson, name)
+
+        def watched(self: Lesson, part: TrainingBatch, *rest: Any, lesson: Any = lesson) -> Outcome:
+            sizes.append(len(part.keys))
+            return lesson(self, part, *rest)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(Lesson, name, watched)
+    parts, curve = trained(parameters(**changed, accumulate=4))
     assert sizes == [2, 3, 2, 3] * STEPS * 3
     torch.testing.assert_close(parts, weights)
     for one, other in zip(curve, records, strict=True):
@@ -100,11 +108,8 @@ def test_the_average_follows_the_weights_from_the_first_step_on() -> None:
     seen: list[Tensor] = []
     model = Linear()
     fabric = make_fabric("cpu", "32-true")
-
-    def keep(batch: TrainingBatch, logits: Tensor) -> None:
-        seen.append(model.weight.detach().clone())
-
-    list(train(parameters(), fabric, model, batches, STEPS, None, on_batch=keep))
+    model.register_forward_hook(lambda *_: seen.append(model.weight.detach().clone()))
+    list(train(parameters(), fabric, model, batches, STEPS, None))
     after_steps = [*seen[1:], model.weight.detach()]
     average = after_steps[0]
     for weights in after_steps[1:]:
