@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, NoneType, UnionType
@@ -154,14 +155,35 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"softlabel: error: {' '.join(message.split())}", err=True)
+    if _speaks_for_all():
+        typer.echo(f"softlabel: error: {' '.join(message.split())}", err=True)
     return code
 
 
 def _interrupted(arguments: Sequence[str], code: int) -> int:
     again = shlex.join(["softlabel", *arguments])
-    typer.echo(f"softlabel: stopped; continue with: {again}", err=True)
+    if _speaks_for_all():
+        typer.echo(f"softlabel: stopped; continue with: {again}", err=True)
     return code
+
+
+def _speaks_for_all() -> bool:
+    """Whether this is the first of torchrun's ranks on this machine that does not come to its end.
+
+    The others fail of the same, or because the first one is gone.
+    """
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place is None:
+        return True
+    command = zlib.crc32(" ".join(sys.argv).encode())
+    try:
+        # Every rank has a folder there; they lie side by side.
+        (Path(place).parent.parent / f"softlabel-{command:08x}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

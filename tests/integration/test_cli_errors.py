@@ -120,6 +120,24 @@ def test_cut_onnx_file(project: Project, command: Command) -> None:
     assert_refused(command("infer"), DATA, "models/teacher.onnx", "export")
 
 
+def test_the_first_rank_to_fail_speaks_for_all(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt in ("attempt_0", "attempt_1"):
+        said = []
+        for rank in ("1", "0"):
+            place = project.root / attempt / rank
+            place.mkdir(parents=True)
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place / "error.json"))
+            outcome = command("train-student", "--model", MLP, "--source", f"nowhere-{rank}")
+            assert outcome.code == USAGE
+            said.append(outcome.stderr)
+        assert "nowhere-1" in said[0]
+        assert said[1] == ""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(project.root / "gone/0/error.json"))
+    assert_refused(command("train-student", "--model", MLP, "--source", "none"), USAGE, "none")
+
+
 def test_class_counts_differ(project: Project, command: Command) -> None:
     project.teacher(classes=("a", "b", "c"))
     words = ("models/teacher.onnx has 3 classes", "data/train has 10", "same classes")

@@ -131,5 +131,21 @@ def test_one_process_stops_and_two_ranks_go_on(monkeypatch: pytest.MonkeyPatch) 
         assert other == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_said_once() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    words = ["-m", "softlabel", "train-student", "--model=a:b", "--loss=kd", "--labels=nowhere"]
+    outcome = subprocess.run(
+        [*launcher, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert outcome.returncode != 0
+    assert outcome.stderr.count("softlabel: ") == 1, outcome.stderr
+    assert "softlabel: error: nowhere: no such label set" in outcome.stderr
+
+
 def _stop(process: int, number: int) -> None:
     raise KeyboardInterrupt
