@@ -26,6 +26,7 @@ from softlabel.pipeline.reporting.gallery import (
     read_pictures,
 )
 from softlabel.pipeline.reporting.gallery_view import card, live_data, share
+from softlabel.pipeline.reporting.information_plot import information_section
 from softlabel.pipeline.reporting.page import render_page
 from softlabel.pipeline.reporting.target_plots import STOPS, stops_of
 from softlabel.pipeline.reporting.targets_view import targets_view
@@ -71,6 +72,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
     parts = (
         sections.results_section(evaluation, students, colours),
         sections.curves_section(trained, colours),
+        information_section(trained, colours),
         sections.reliability_section(evaluation, colours),
         sections.calibration_section(calibration),
         _targets(params, labels, profile),

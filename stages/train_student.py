@@ -263,6 +263,7 @@ def _publish(
         labels_mean=mean,
         settings=params.model_dump(mode="json", include=params.model_fields_set - {"runs"}),
         best_epoch=member.best_epoch,
+        information=None if inputs.probe is None else inputs.probe.basis,
         history=tuple(history),
     )
     card = StudentCard(

@@ -51,15 +51,21 @@ def curve_rows(students: Iterable[TrainReport], metric: str) -> list[Row]:
 
 
 def curve_spec(
-    rows: Sequence[Row], colours: Mapping[str, str], what: str, number: str, description: str
+    rows: Sequence[Row],
+    colours: Mapping[str, str],
+    what: str,
+    number: str,
+    description: str,
+    scale: Spec | None = None,
 ) -> Spec:
     """Training curves: a line a run, a band over its seeds, what the pointer is next to.
 
-    rows: as `curve_rows` gives them. number: the format of values, in d3's words. The parameter
-    `shown` holds the runs that are not faded.
+    rows: as `curve_rows` gives them. number: the format of values, in d3's words. scale: scale and
+    axis of the values, by default from these. The parameter `shown` holds the runs that are not
+    faded.
     """
     runs = list(dict.fromkeys(row["run"] for row in rows))
-    y: Spec = {"type": "quantitative", "title": None} | _value_scale(rows, number)
+    y: Spec = {"type": "quantitative", "title": None} | (scale or _value_scale(rows, number))
     return base_spec(description, rows) | {
         "height": 230,
         "params": [{"name": "shown", "value": runs}],

@@ -17,6 +17,7 @@ from softlabel.pipeline.training.ensemble import LabelEnsemble, Labels
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.hints import feature_width
 from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.probe import InformationProbe, open_probe
 from softlabel.pipeline.training.validation import Validation
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
@@ -30,7 +31,7 @@ class TrainingInputs:
     """The samples as the student sees them, their soft labels, and those to validate on.
 
     fitted_temperature: divides the teacher's logits alone. features: how many the hints learn from,
-    None without hints.
+    None without hints. probe: what mutual information is estimated on, None where it is not.
     """
 
     source: Source
@@ -39,6 +40,7 @@ class TrainingInputs:
     validation: Validation | None
     fitted_temperature: float
     features: int | None
+    probe: InformationProbe | None
 
     @property
     def identities(self) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
         sparse=sparse and params.loss == "kd" and params.tail == "bucket",
         features=width is not None,
     )
-    return TrainingInputs(source, labels, samples, validation, fitted, width)
+    probe = open_probe(params, source, () if labels is None else labels.rejects)
+    return TrainingInputs(source, labels, samples, validation, fitted, width, probe)
 
 
 def _fingerprint(source: Source) -> str:

@@ -17,6 +17,7 @@ from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans
 from softlabel.pipeline.training.mixing import Mixture, draw_mixture
 from softlabel.pipeline.training.optimizing import make_optimizer, make_schedule
+from softlabel.pipeline.training.probe import InformationProbe, measure_information
 from softlabel.pipeline.training.state import Stateful, TrainingState
 from softlabel.pipeline.training.validation import Validation, validate
 from softlabel.schemas.params import TrainParams
@@ -38,14 +39,15 @@ def train(
     fitted_temperature: float = 1.0,
     checkpoints: Checkpoints = NO_CHECKPOINTS,
     listener: Listener | None = None,
+    probe: InformationProbe | None = None,
 ) -> Generator[EpochRecord, None, int | None]:
     """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]` or `Hinted`.
 
     Yields every finished epoch, those before a checkpoint too, and stands still until the next one
     is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
     `listener` keeps what the student says of them for later epochs. `fitted_temperature` divides
-    the teacher's logits alone, before T divides both sides. With several ranks each has its share
-    of the batches, and the first validates.
+    the teacher's logits alone, before T divides both sides. `probe` is what mutual information is
+    estimated on. With several ranks each has its share of the batches, and the first validates.
 
     Returns the epoch whose weights the model has in the end; None for the last, or their average.
     Raises ParameterError, and DataError where the loss is not finite.
@@ -98,7 +100,10 @@ def train(
             state.step += 1
             checkpoints.after_step(state, state.epoch * steps_per_epoch + state.step)
         record = means.record(state.epoch)
-        figures = validate(judged.model, fabric, validation) if fabric.is_global_zero else {}
+        figures = {}
+        if fabric.is_global_zero:
+            figures = validate(judged.model, fabric, validation)
+            figures |= measure_information(judged.model, fabric, probe)
         record = record.model_copy(update=fabric.broadcast(figures))
         judged.after_epoch(record)
         if listener is not None:

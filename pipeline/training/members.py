@@ -166,6 +166,7 @@ def _training(
         inputs.fitted_temperature,
         member.checkpoints,
         listener=listener,
+        probe=inputs.probe,
     )
 
 

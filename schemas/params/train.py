@@ -197,6 +197,22 @@ class TrainParams(Record):
         description="stop after so many epochs without a lower validation NLL, and publish the "
         "weights of the epoch that had the lowest [epochs]",
     )
+    information_samples: int = Field(
+        0,
+        ge=0,
+        description="training samples of two classes, half of each, on which the mutual "
+        "information of picture and logits is estimated after every epoch; 0: not [rows]",
+    )
+    information_classes: tuple[str, ...] = Field(
+        (), description="names of these two classes; default: the first two"
+    )
+    information_shift: float = Field(
+        1 / 32,
+        gt=0,
+        le=0.5,
+        description="how far these pictures are moved at random, at most, as a share of their "
+        "shorter side: without noise all are told apart",
+    )
     mean: tuple[float, ...] = Field(
         (), description="per-channel mean of pictures scaled to 0..1; default: 0.5 each"
     )
@@ -334,6 +350,20 @@ class TrainParams(Record):
             raise ValueError(
                 f"burn_in is {self.burn_in} of {self.epochs} epochs, so no member would ever teach"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _information_is_of_two_classes(self) -> TrainParams:
+        if self.information_samples % 2:
+            raise ValueError(
+                f"information_samples is {self.information_samples}, must be even: half of each "
+                "of two classes"
+            )
+        named = self.information_classes
+        if named and (len(named) != 2 or named[0] == named[1]):
+            raise ValueError(f"information_classes are {list(named)}, must be two different names")
+        if named and not self.information_samples:
+            raise ValueError("information_classes need information_samples; give both")
         return self
 
     @model_validator(mode="after")

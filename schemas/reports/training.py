@@ -16,6 +16,8 @@ class EpochRecord(Record):
 
     soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
     unseen: where the epoch's predictions were published, the samples that it did not see.
+    mutual_information: in nats, between training samples and the difference of two logits; what it
+    rests on stands in the report.
     """
 
     epoch: int
@@ -28,7 +30,20 @@ class EpochRecord(Record):
     train_accuracy: float
     validation_accuracy: float | None = None
     validation_nll: float | None = None
+    mutual_information: float | None = None
     unseen: int | None = None
+
+
+class InformationBasis(Record):
+    """What mutual information was estimated on: the first training samples of two classes.
+
+    samples: of both together. draws: moved versions of each, by up to `shift` pixels either way.
+    """
+
+    classes: tuple[str, str]
+    samples: int
+    draws: int
+    shift: float
 
 
 class TrainReport(Record):
@@ -38,7 +53,8 @@ class TrainReport(Record):
     best_epoch: the one whose weights were published where patience chose it, else null.
     peers: what it wrote of the other members, where several taught each other. settings: those that
     were given, in the parameter file or as flags. labels_identity_sha256, labels_mean: as in
-    `StudentCard`.
+    `StudentCard`. information: what the epochs' mutual information rests on, null where it was not
+    estimated.
     """
 
     output: Path
@@ -55,6 +71,7 @@ class TrainReport(Record):
     labels_mean: Derivation | None = None
     settings: dict[str, object] = Field(default_factory=dict)
     best_epoch: int | None = None
+    information: InformationBasis | None = None
     history: tuple[EpochRecord, ...]
     peers: tuple[TrainReport, ...] = ()
 

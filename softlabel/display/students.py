@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from softlabel.display.words import histogram, reject_lines
 from softlabel.schemas.reports import CalibrateReport, EvaluateReport, PageReport, TrainReport
 from softlabel.schemas.reports.figures import Spread
 from softlabel.schemas.reports.seeing import LabelSetMetrics, StudentMetrics
+from softlabel.schemas.reports.training import EpochRecord
 
 
 def train(report: TrainReport) -> str:
@@ -26,9 +28,21 @@ def _trained(report: TrainReport) -> str:
         f"wrote {report.output}: {', '.join(figures)}{which}",
         f"{report.steps:,} steps over {report.samples:,} samples in {report.seconds:.1f} s "
         f"on {report.device}",
+        *_information_lines(report, last),
         *reject_lines(report),
     ]
     return "\n".join(lines)
+
+
+def _information_lines(report: TrainReport, epoch: EpochRecord) -> list[str]:
+    basis = report.information
+    if basis is None or epoch.mutual_information is None:
+        return []
+    return [
+        f"mutual information of picture and logits {epoch.mutual_information:.2f} of at most "
+        f"{math.log(basis.samples):.2f} nats ({basis.samples} samples of "
+        f"{' and '.join(basis.classes)}; the classes alone are {math.log(2):.2f})"
+    ]
 
 
 def calibrate(report: CalibrateReport) -> str:

@@ -43,7 +43,7 @@ from softlabel.schemas.reports.figures import (
     Spread,
 )
 from softlabel.schemas.reports.seeing import RunMetrics, StudentMetrics
-from softlabel.schemas.reports.training import EpochRecord, StudentCard
+from softlabel.schemas.reports.training import EpochRecord, InformationBasis, StudentCard
 from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Preprocess
 from tests.unit.label_sets import numbered, write_set
@@ -257,6 +257,9 @@ def write_students(
                     "standardise": False,
                     "seed": seed,
                 },
+                information=InformationBasis(
+                    classes=(classes[0], classes[1]), samples=200, draws=20, shift=0.25
+                ),
                 history=_history(accuracy, soft, seed, epochs),
             )
             write_record(student / "train.json", report)
@@ -370,6 +373,7 @@ def _history(accuracy: float, soft: bool, seed: int, epochs: int) -> tuple[Epoch
                 train_accuracy=min(1.0, accuracy + 0.01),
                 validation_accuracy=max(0.1, accuracy - 0.75 * abs(left)),
                 validation_nll=0.08 + 2 * abs(left) + (0 if soft else 0.004 * epoch),
+                mutual_information=0.3 + (1.5 if soft else 0.9) * (1 - abs(left) / 2),
             )
         )
     return tuple(records)

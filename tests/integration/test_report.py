@@ -132,6 +132,32 @@ def test_the_numbers_by_class_are_those_of_the_evaluation(make_world: World) -> 
     assert {(row["class"], row["run"], row["share"]) for row in rows} == told
 
 
+def test_the_mutual_information_is_that_of_the_training(make_world: World) -> None:
+    params = make_world()
+    run(params)
+    page = Page(params.output)
+    values = {float(str(one["value"])) for one in page.all("data")}
+    told: dict[tuple[str, int], list[float]] = {}
+    for path in sorted(Path("models/students").rglob("train.json")):
+        report = json.loads(path.read_text())
+        for record in report["history"]:
+            found = told.setdefault((report["run"], record["epoch"] + 1), [])
+            found.append(record["mutual_information"])
+    means = {place: sum(found) / len(found) for place, found in told.items()}
+    drawn = page.data()["plots"]["information"]["data"]["values"]
+    assert {(row["run"], row["epoch"]): row["mean"] for row in drawn} == means
+    assert {means["hard", 1], means["hard", 20], means["kd", 20]} <= values
+    assert "every picture told apart 5.30" in page.text
+
+
+def test_without_an_estimate_there_is_no_mutual_information(make_world: World) -> None:
+    params = make_world()
+    for path in Path("models/students").rglob("train.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"information": None}))
+    run(params)
+    assert "What the logits still tell" not in Page(params.output).text
+
+
 def test_a_topk_set_has_histograms_from_its_lowest_temperature_on(make_world: World) -> None:
     params = make_world()
     convert.run(ConvertParams(labels=params.labels, output=Path("sparse"), codec="topk", k=4))

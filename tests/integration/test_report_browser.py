@@ -209,7 +209,13 @@ def test_every_plot_is_drawn(browser: Browser, page: Path, pictures: Path) -> No
     browser.screenshot(pictures / "report-top.png", whole=False)
     marks = browser.value(MARKS)
     assert set(marks) == {
-        *("seeds", "curve-loss", "curve-validation_accuracy", "curve-validation_nll"),
+        *(
+            "seeds",
+            "curve-loss",
+            "curve-validation_accuracy",
+            "curve-validation_nll",
+            "information",
+        ),
         *("reliability-0", "reliability-0-rows", "reliability-1", "reliability-1-rows"),
         *("teacher-before", "teacher-before-rows", "teacher-after", "teacher-after-rows"),
         *("targets-entropy", "targets-top1", "similarity"),

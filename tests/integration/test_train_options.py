@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.params import TrainParams
+from softlabel.schemas.reports import TrainReport
+from softlabel.schemas.reports.training import InformationBasis
 from softlabel.stages import train_student
 
 if TYPE_CHECKING:
@@ -177,3 +180,24 @@ def test_more_ranks_than_gpus(project: Project, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(EnvironmentFault, match="2 ranks here and torch sees 1 CUDA devices"):
         train_student.run(parameters(device="cuda"))
     assert not Path("student").exists()
+
+
+def test_mutual_information_over_the_epochs(project: Project, command: Command) -> None:
+    train_student.run(parameters(output="plain"))
+    pair = {"information_samples": 20, "information_classes": ("3", "0")}
+    report = train_student.run(parameters(**pair))
+    told = [record.mutual_information for record in report.history]
+    assert len(told) == 2
+    assert all(value is not None and -0.1 < value <= math.log(20) for value in told)
+    assert report.information == InformationBasis(
+        classes=("3", "0"), samples=20, draws=20, shift=0.25
+    )
+    assert TrainReport.model_validate_json(Path("student/train.json").read_bytes()) == report
+    # To look changes nothing.
+    torch.testing.assert_close(weights_of("student"), weights_of("plain"), rtol=0, atol=0)
+    outcome = command(
+        "train-student", "--model", MLP, "--epochs", "1", "--logger", "none", "--output", "third",
+        "--information-samples", "20",
+    )  # fmt: skip
+    assert "mutual information of picture and logits" in outcome.stdout
+    assert "of at most 3.00 nats (20 samples of" in outcome.stdout
