@@ -21,6 +21,7 @@ from softlabel.pipeline.labelset.making import make_set, refuse_overlap
 from softlabel.pipeline.labelset.portions import Portion, whole_portions
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import folder_packing, make_packing
+from softlabel.pipeline.sources.files import refuse_remote
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import (
     CodecName,
@@ -135,7 +136,7 @@ class _Cut:
 
 def _cut(params: ConvertParams, labels: LabelSet) -> _Cut:
     if params.source is not None:
-        source = TarSource(params.source)
+        source = TarSource(refuse_remote(params.source, "the tars of layout merged"))
         return _Cut(source.shards(labels), aligned=False, source=source)
     if params.keys is None:
         portions = whole_portions(labels.manifest, params.shard_rows)

@@ -33,6 +33,7 @@ from softlabel.pipeline.teachers.features import find_features
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Manifest, shard_file
+from softlabel.schemas.location import Location
 from softlabel.schemas.params import VerifyParams
 from softlabel.schemas.reports import VerifyReport
 from softlabel.schemas.reports.label_sets import Problem, Replay
@@ -86,7 +87,7 @@ def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
     )
 
 
-def _source(path: Path, manifest: Manifest) -> Source:
+def _source(path: Location, manifest: Manifest) -> Source:
     """The source, with the set's class names where it has none."""
     identity = manifest.identity
     source = open_source(path)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
 from softlabel.schemas.labelset import MeasuredFidelity, SourceFile
+from softlabel.schemas.location import Url, located
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import EvaluateReport, TrainReport
 from softlabel.schemas.reports.training import StudentCard
@@ -65,8 +66,10 @@ def label_origin(labels: LabelSet) -> LabelOrigin:
     )
 
 
-def shown_path(path: PurePath) -> str:
+def shown_path(path: PurePath | Url) -> str:
     """A relative path as it is, of an absolute one the name: the page names no folder outside."""
+    if isinstance(path, Url):
+        return path.name
     inside = not path.is_absolute() and ".." not in path.parts
     return path.as_posix() if inside else path.name
 
@@ -160,14 +163,14 @@ def _report(params: ReportParams, models: Sequence[str | Path]) -> str:
 def _shown(value: object) -> object:
     """A value as it may stand on the page: of a path outside the project its name."""
     outside = isinstance(value, str) and ("/" in value or value == "..")
-    return PurePath(str(value)) if outside else value
+    return located(value) if outside else value
 
 
 def _line(verb: str, *parts: object) -> str:
     """The command line, continued on another line where a flag would make it too long."""
     lines = [f"softlabel {verb}"]
     for part in parts:
-        word = shlex.quote(shown_path(part) if isinstance(part, PurePath) else str(part))
+        word = shlex.quote(shown_path(part) if isinstance(part, PurePath | Url) else str(part))
         if word.startswith("--") and len(lines[-1]) + len(word) > LINE_WIDTH:
             lines.append(f"    {word}")
         else:

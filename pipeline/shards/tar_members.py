@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -67,7 +68,7 @@ def read_members(file: BinaryIO, start: int = 0) -> Iterator[Member]:
 
     The file may be moved between two of them. Raises ValueError where it is damaged.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     offset = begin = start
     long: str | None = None
     while True:
@@ -119,13 +120,14 @@ def tar_groups(path: Path, file: BinaryIO | None = None) -> Iterator[Group]:
     member is a link or a device, or has an unsafe path, and where the file is cut short or no
     plain tar.
     """
-    return member_groups(path, _read_whole, file)
+    with contextlib.nullcontext(file) if file is not None else open(path, "rb") as opened:
+        yield from member_groups(path, _read_whole, opened)
 
 
 def member_groups(
-    path: Path, take: Callable[[BinaryIO, Member], Taken], file: BinaryIO | None = None
+    path: Location, take: Callable[[BinaryIO, Member], Taken], file: BinaryIO
 ) -> Iterator[tuple[str, list[tuple[str, Taken]]]]:
-    """As `tar_groups`, with what `take` makes of each member in place of its bytes.
+    """As `tar_groups` of an open file, with what `take` makes of a member in place of its bytes.
 
     It hears of all members that are plain files, of those that are passed over too.
     """
@@ -160,37 +162,36 @@ def _read_whole(file: BinaryIO, member: Member) -> bytes:
 
 
 def _foreign_members(
-    path: Path, take: Callable[[BinaryIO, Member], Taken], opened: BinaryIO | None
+    path: Location, take: Callable[[BinaryIO, Member], Taken], file: BinaryIO
 ) -> Iterator[tuple[str, Taken]]:
     remedy = "write or fetch it again"
-    with contextlib.nullcontext(opened) if opened is not None else open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        try:
-            tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", tarinfo=_QuickHeader)
-            while (member := tar.next()) is not None:
-                # Else it keeps them all.
-                tar.members = []  # type: ignore[attr-defined]
-                if member.size < 0 or member.offset_data + member.size > size:
-                    raise DataError(f"{path}: is cut short in member {member.name!r}; {remedy}")
-                if member.isdir():
-                    continue
-                if is_unsafe(member.name) or not _is_text(member.name):
-                    raise DataError(
-                        f"{path}: member {member.name!r} has an unsafe path, or no text; {remedy}"
-                    )
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-                    raise DataError(
-                        f"{path}: member {member.name!r} is a link, a device or another thing "
-                        f"that is no plain file; {remedy}"
-                    )
-                place = Member(member.name, member.offset, member.offset_data, member.size)
-                yield member.name, take(file, place)
-            # The library ends in silence at whatever is no header.
-            file.seek(tar.offset)
-            end = file.read(BLOCK)
-        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-            raise DataError(f"{path}: is no plain tar, or damaged ({error}); {remedy}") from error
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", tarinfo=_QuickHeader)
+        while (member := tar.next()) is not None:
+            # Else it keeps them all.
+            tar.members = []  # type: ignore[attr-defined]
+            if member.size < 0 or member.offset_data + member.size > size:
+                raise DataError(f"{path}: is cut short in member {member.name!r}; {remedy}")
+            if member.isdir():
+                continue
+            if is_unsafe(member.name) or not _is_text(member.name):
+                raise DataError(
+                    f"{path}: member {member.name!r} has an unsafe path, or no text; {remedy}"
+                )
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+                raise DataError(
+                    f"{path}: member {member.name!r} is a link, a device or another thing "
+                    f"that is no plain file; {remedy}"
+                )
+            place = Member(member.name, member.offset, member.offset_data, member.size)
+            yield member.name, take(file, place)
+        # The library ends in silence at whatever is no header.
+        file.seek(tar.offset)
+        end = file.read(BLOCK)
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise DataError(f"{path}: is no plain tar, or damaged ({error}); {remedy}") from error
     if end != END[:BLOCK]:
         raise DataError(f"{path}: is damaged or cut short at byte {tar.offset}; {remedy}")
 

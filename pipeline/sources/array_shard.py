@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.files import digest_of, size_of
+from softlabel.pipeline.sources.remote_array import RemoteArray
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 
 PIECE_BYTES = 64 * 2**20
@@ -26,13 +27,13 @@ class StoredArray:
     """An array in a file, known by its header.
 
     member: its name in an archive. load: gives the array itself, mapped into memory where that can
-    be; raises DataError.
+    be, or read by rows where it is behind a URL; raises DataError.
     """
 
-    path: Path
+    path: Location
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
-    load: Callable[[], Array]
+    load: Callable[[], Array | RemoteArray]
     member: str | None = None
 
     @property
@@ -40,7 +41,7 @@ class StoredArray:
         """The file, and the member in it, for messages."""
         return f"{self.path}" if self.member is None else f"{self.path}: {self.member}"
 
-    def loaded(self) -> Array:
+    def loaded(self) -> Array | RemoteArray:
         """The array. Raises DataError where the file is no longer what its header said."""
         array = self.load()
         if array.shape != self.shape or array.dtype != self.dtype:
@@ -72,7 +73,7 @@ class ArrayShard:
         self.files = [pictures.path]
         if labels is not None and labels.path != pictures.path:
             self.files.append(labels.path)
-        self.bytes = sum(file.stat().st_size for file in self.files)
+        self.bytes = sum(size_of(file) for file in self.files)
         # Numbered rows of one size look alike in any order: only their bytes tell.
         self.stated: str | None = stated or self.sha256()
         height, width, *channels = pictures.shape[1:]
@@ -81,7 +82,7 @@ class ArrayShard:
         self._digits = digits
         self._pictures = pictures
         self._labels = labels
-        self._loaded: tuple[Array, pa.Int32Array] | None = None
+        self._loaded: tuple[Array | RemoteArray, pa.Int32Array] | None = None
 
     def read(self, first: int, rows: int) -> Iterator[ShardRows]:
         """Rows `first` to `first + rows`, in pieces of at most 64 MiB."""
@@ -106,7 +107,7 @@ class ArrayShard:
 
     def sha256(self) -> str:
         """SHA-256 of the file as it is now; of several, of the lines `SHA-256  NAME`."""
-        digests = [file_sha256(file) for file in self.files]
+        digests = [digest_of(file) for file in self.files]
         if len(digests) == 1:
             return digests[0]
         names = [file.name for file in self.files]
@@ -124,7 +125,7 @@ class ArrayShard:
     def _read_labels(self) -> pa.Int32Array:
         if self._labels is None:
             return pa.nulls(self.rows, pa.int32())
-        labels = self._labels.loaded().reshape(-1)
+        labels = self._labels.loaded()[:].reshape(-1)
         limits = np.iinfo(np.int32)
         bad = (labels > limits.max) | (labels < limits.min)
         if bad.any():
@@ -136,7 +137,7 @@ class ArrayShard:
         return pa.array(labels.astype(np.int32), mask=labels == UNKNOWN)
 
 
-def array_source(path: Path, shards: Sequence[ArrayShard]) -> Source:
+def array_source(path: Location, shards: Sequence[ArrayShard]) -> Source:
     """The source of these shards. Raises DataError where keys or shapes do not go together."""
     check_stems(path, {shard.files[0]: shard.stem for shard in shards})
     first, *others = shards
@@ -149,7 +150,7 @@ def array_source(path: Path, shards: Sequence[ArrayShard]) -> Source:
     return Source(path, shards, (), first.shape)
 
 
-def chosen_one(path: Path, found: Mapping[str, StoredArray], what: str) -> StoredArray | None:
+def chosen_one(path: Location, found: Mapping[str, StoredArray], what: str) -> StoredArray | None:
     """The only one of `found`; None where there is none. Raises DataError where there are more."""
     if len(found) > 1:
         names = " and ".join(map(repr, found))

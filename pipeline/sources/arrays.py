@@ -25,9 +25,12 @@ from softlabel.pipeline.sources.array_shard import (
     array_source,
     chosen_one,
 )
+from softlabel.pipeline.sources.files import is_file, opened, refuse_remote, size_of
 from softlabel.pipeline.sources.reasons import no_such_source, reason
+from softlabel.pipeline.sources.remote_array import RemoteArray
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 
 LABELS_SUFFIX = ".labels.npy"
@@ -50,7 +53,7 @@ FAULTS = (
 )
 
 
-def open_arrays(path: Path, files: Sequence[Path]) -> Source:
+def open_arrays(path: Location, files: Sequence[Location]) -> Source:
     """The source in these files; those of labels among them are read with their pictures.
 
     Raises ParameterError where a file is not there, DataError where it cannot be used.
@@ -61,38 +64,42 @@ def open_arrays(path: Path, files: Sequence[Path]) -> Source:
     return array_source(path, [_shard(file) for file in pictures])
 
 
-def _holds_labels(path: Path) -> bool:
+def _holds_labels(path: Location) -> bool:
     return path.name == "labels.npy" or path.name.endswith(LABELS_SUFFIX)
 
 
-def _shard(path: Path) -> ArrayShard:
-    if not path.is_file():
+def _shard(path: Location) -> ArrayShard:
+    if not is_file(path):
         raise no_such_source(path)
     if path.suffix == ".npz":
-        pictures, labels = _npz(path)
+        pictures, labels = _npz(refuse_remote(path, ".npz files"))
         return ArrayShard(pictures, labels, path.stem)
     beside = [path.with_name(path.stem + LABELS_SUFFIX)]
     if path.name == "images.npy":
         beside.append(path.with_name("labels.npy"))
-    labels_path = next((file for file in beside if file.exists()), None)
+    labels_path = next((file for file in beside if is_file(file)), None)
     return ArrayShard(_npy(path), None if labels_path is None else _npy(labels_path), path.stem)
 
 
-def _npy(path: Path) -> StoredArray:
-    mapped = _map_npy(path)
-    return StoredArray(path, mapped.shape, mapped.dtype, lambda: _map_npy(path))
+def _npy(path: Location) -> StoredArray:
+    stored = _map_npy(path)
+    return StoredArray(path, stored.shape, stored.dtype, lambda: _map_npy(path))
 
 
-def _map_npy(path: Path) -> Array:
+def _map_npy(path: Location) -> Array | RemoteArray:
     """The array where it lies in the file. Raises DataError where the file is not its size."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             shape, fortran, dtype = _read_header(file)
             offset = file.tell()
-        held = path.stat().st_size - offset
+        held = size_of(path) - offset
         if held != math.prod(shape) * dtype.itemsize:
             raise ValueError(_wrong_size(held, shape, dtype))
-        return _map(path, offset, shape, fortran, dtype)
+        if isinstance(path, Path):
+            return _map(path, offset, shape, fortran, dtype)
+        if fortran and len(shape) > 1:
+            raise ValueError("its rows lie apart (Fortran order), and it is not on this machine")
+        return RemoteArray(path, offset, shape, dtype)
     except FAULTS as error:
         raise DataError(
             f"{path}: is no usable .npy file: {reason(error)}; save it again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 
 
@@ -22,7 +22,7 @@ class Unfit(ValueError):
         self.reason = reason
         self.row = row
 
-    def at(self, place: Path, keys: pa.StringArray, column: str) -> DataError:
+    def at(self, place: Location, keys: pa.StringArray, column: str) -> DataError:
         """The error that tells of it, for rows of `keys` in the file `place`."""
         return DataError(
             f"{place}: key {keys[self.row].as_py()!r}: column {column!r} {self.reason}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from softlabel.pipeline.sources.shard import Number
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.teacher import NumberInput
 
 
-def fitted_input(path: Path, number: Number, wanted: NumberInput, taker: str) -> NumberInput:
+def fitted_input(path: Location, number: Number, wanted: NumberInput, taker: str) -> NumberInput:
     """The input with the shape that the column gives it, for axes that the graph leaves open.
 
     A single number may be taken as an axis of one. Raises DataError where the shapes differ.

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.files import digest_of, readable, size_of
 from softlabel.pipeline.sources.label_columns import (
     TableColumns,
     check_agreement,
@@ -34,6 +33,7 @@ from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.teacher import NumberInput
 
 # Row groups may hold gigabytes: the file is read through a buffer of this size.
@@ -41,7 +41,7 @@ BUFFER_BYTES = 2**20
 FAULTS = (OSError, ValueError, pa.ArrowException)
 
 
-def open_hf_parquet(path: Path, files: Sequence[Path]) -> Source:
+def open_hf_parquet(path: Location, files: Sequence[Location]) -> Source:
     """The source in these files. Raises DataError where they cannot be used or differ."""
     check_stems(path, {file: file.stem for file in files})
     found = {file: _look_into(file) for file in files}
@@ -66,10 +66,10 @@ class RowGroups:
 class ParquetTable:
     """One Parquet file; the piece read last is kept, and where reading goes on after it."""
 
-    def __init__(self, path: Path, columns: TableColumns, groups: RowGroups) -> None:
+    def __init__(self, path: Location, columns: TableColumns, groups: RowGroups) -> None:
         self.name = path.name
         self.rows = int(groups.starts[-1])
-        self.bytes = path.stat().st_size
+        self.bytes = size_of(path)
         self.stated: str | None = None
         self.columns = columns
         self._path = path
@@ -106,7 +106,7 @@ class ParquetTable:
 
     def sha256(self) -> str:
         """SHA-256 of the file as it is now."""
-        return file_sha256(self._path)
+        return digest_of(self._path)
 
     def reopen(self) -> ParquetTable:
         """The same file for another thread."""
@@ -161,7 +161,7 @@ class ParquetTable:
             ) from error
 
 
-def _look_into(path: Path) -> tuple[TableColumns, RowGroups]:
+def _look_into(path: Location) -> tuple[TableColumns, RowGroups]:
     try:
         with _open(path) as file:
             schema, meta = file.schema_arrow, file.metadata
@@ -179,10 +179,10 @@ def _look_into(path: Path) -> tuple[TableColumns, RowGroups]:
     return columns, RowGroups(np.concatenate([[0], np.cumsum(rows)]).astype(np.int64), pieces)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Location) -> pq.ParquetFile:
     # Buffered ahead, a row group would be in memory whole.
     return pq.ParquetFile(
-        path, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        readable(path), buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
     )
 
 

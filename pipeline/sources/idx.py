@@ -22,6 +22,7 @@ from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.row_keys import numbered_keys
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array, SampleBlock
 
 UINT8 = 0x08
@@ -34,7 +35,7 @@ KEY_DIGITS = 5
 FAULTS = (OSError, EOFError, zlib.error)
 
 
-def open_idx(path: Path, files: Sequence[Path]) -> Source:
+def open_idx(path: Location, files: Sequence[Path]) -> Source:
     """The source in those of these files that are `PART-images-idx3-ubyte`, plain or `.gz`.
 
     Each has its labels in `PART-labels-idx1-ubyte` beside it; without that file all are unknown.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.sources.files import digest_of, is_folder
 from softlabel.pipeline.sources.pictures import (
     MOST_BYTES,
     PIECE_BYTES,
@@ -18,9 +18,14 @@ from softlabel.pipeline.sources.pictures import (
     SUFFIXES,
 )
 from softlabel.pipeline.sources.reasons import no_such_source
+from softlabel.pipeline.sources.remote import entries, read_all
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, EnvironmentFault
+from softlabel.schemas.location import Location, Url
+
+# Of pictures behind a URL: more are not in memory together.
+FETCHED_AT_ONCE = 64
 
 
 class Listing(NamedTuple):
@@ -33,7 +38,7 @@ class Listing(NamedTuple):
 class FolderShard:
     """The pictures of one class; label: its number, None where there are no classes."""
 
-    def __init__(self, root: Path, name: str, listing: Listing, label: int | None) -> None:
+    def __init__(self, root: Location, name: str, listing: Listing, label: int | None) -> None:
         self.name = name
         self.rows = len(listing.keys)
         self.bytes = listing.bytes
@@ -48,9 +53,9 @@ class FolderShard:
         while first < end:
             pictures: list[bytes] = []
             size = 0
-            for key in self._listing.keys.slice(first, min(end - first, PIECE_PICTURES)):
-                pictures.append(self._read_file(key.as_py()))
-                size += len(pictures[-1])
+            for picture in self._contents(first, min(end, first + PIECE_PICTURES)):
+                pictures.append(picture)
+                size += len(picture)
                 if size >= PIECE_BYTES:
                     break
             keys = self._listing.keys.slice(first, len(pictures))
@@ -66,7 +71,7 @@ class FolderShard:
         digest = hashlib.sha256()
         for key in self._listing.keys.to_pylist():
             try:
-                found = file_sha256(self._root / key)
+                found = digest_of(self._root / key)
             except OSError as error:
                 raise _unreadable(self._root / key, error) from error
             digest.update(f"{key}\0{found}\n".encode())
@@ -79,16 +84,24 @@ class FolderShard:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _read_file(self, key: str) -> bytes:
-        try:
-            with open(self._root / key, "rb") as file:
-                # One byte more tells the decoder that it is too long.
-                return file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise _unreadable(self._root / key, error) from error
+    def _contents(self, first: int, end: int) -> Iterator[bytes]:
+        """The pictures of these rows, encoded; of those behind a URL some are fetched at once."""
+        keys = self._listing.keys.slice(first, end - first).to_pylist()
+        # One byte more tells the decoder that it is too long.
+        most = MOST_BYTES + 1
+        if isinstance(self._root, Url):
+            for start in range(0, len(keys), FETCHED_AT_ONCE):
+                yield from read_all(self._root, keys[start : start + FETCHED_AT_ONCE], most)
+            return
+        for key in keys:
+            try:
+                with open(self._root / key, "rb") as file:
+                    yield file.read(most)
+            except OSError as error:
+                raise _unreadable(self._root / key, error) from error
 
 
-def open_image_folder(path: Path) -> Source:
+def open_image_folder(path: Location) -> Source:
     """The source in `path`: `CLASS/**/NAME.jpg` and so on, classes in order of their names.
 
     Also an empty class folder counts. A folder with pictures and without folders is one shard
@@ -96,9 +109,9 @@ def open_image_folder(path: Path) -> Source:
     passed over. Raises ParameterError where there is no such folder; DataError where it holds no
     pictures, or pictures beside the class folders, or a link that leads out of it.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise no_such_source(path)
-    inside = os.path.realpath(path)
+    inside = os.path.realpath(path) if isinstance(path, Path) else path.path.rstrip("/")
     loose, folders = _entries(path, "", inside)
     if folders and loose:
         raise DataError(
@@ -108,7 +121,8 @@ def open_image_folder(path: Path) -> Source:
     if not folders:
         if not loose:
             raise DataError(f"{path}: the source is empty: no pictures and no class folders in it")
-        return Source(path, [FolderShard(path, Path(inside).name, _listing(loose), None)], ())
+        name = os.path.basename(inside)
+        return Source(path, [FolderShard(path, name, _listing(loose), None)], ())
     shards = [
         FolderShard(path, name, _listing(_below(path, f"{name}/", inside)), label)
         for label, name in enumerate(folders)
@@ -116,7 +130,7 @@ def open_image_folder(path: Path) -> Source:
     return Source(path, shards, tuple(folders))
 
 
-def _below(root: Path, prefix: str, inside: str) -> list[tuple[str, int]]:
+def _below(root: Location, prefix: str, inside: str) -> list[tuple[str, int]]:
     """Path below the root and bytes of each picture in `prefix` and the folders in it."""
     found, pending = [], [prefix]
     while pending:
@@ -127,12 +141,14 @@ def _below(root: Path, prefix: str, inside: str) -> list[tuple[str, int]]:
     return found
 
 
-def _entries(root: Path, prefix: str, inside: str) -> tuple[list[tuple[str, int]], list[str]]:
+def _entries(root: Location, prefix: str, inside: str) -> tuple[list[tuple[str, int]], list[str]]:
     """The pictures that lie in a folder itself, path and bytes, and the names of its folders."""
+    if isinstance(root, Url):
+        return _remote_entries(root, prefix)
     pictures, folders = [], []
     try:
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
+        with os.scandir(root / prefix) as held:
+            for entry in held:
                 if entry.name.startswith("."):
                     continue
                 _check_name(root / prefix, entry.name)
@@ -143,6 +159,20 @@ def _entries(root: Path, prefix: str, inside: str) -> tuple[list[tuple[str, int]
     except OSError as error:
         raise _unreadable(root / prefix, error) from error
     return pictures, sorted(folders)
+
+
+def _remote_entries(root: Url, prefix: str) -> tuple[list[tuple[str, int]], list[str]]:
+    held = entries(root / prefix if prefix else root)
+    pictures = []
+    for name, inner, size in held:
+        if not inner and name.lower().endswith(SUFFIXES):
+            if size is None:
+                raise EnvironmentFault(
+                    f"{root / prefix}: its server does not tell the sizes of files, and a folder "
+                    "of pictures is known by them; give tars or Parquet files, or copy it here"
+                )
+            pictures.append((prefix + name, size))
+    return pictures, [entry.name for entry in held if entry.is_folder]
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

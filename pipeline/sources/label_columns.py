@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ from softlabel.pipeline.sources.reasons import reason
 from softlabel.pipeline.sources.row_keys import numbered_keys
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 
 METADATA_KEY = b"huggingface"
 LABELS = ("label", "labels")
@@ -46,7 +46,7 @@ class TableColumns(Protocol):
     def told(self) -> dict[str, object]:
         """What the files of a source must agree in."""
 
-    def rows(self, place: Path, batch: pa.RecordBatch, first: int) -> ShardRows:
+    def rows(self, place: Location, batch: pa.RecordBatch, first: int) -> ShardRows:
         """The rows of `batch`, whose first is row `first` of file `place`. Raises DataError."""
 
 
@@ -72,14 +72,14 @@ class LabelColumns:
         named = {"label": self.label, "key": self.key, "classes": self.classes}
         return named | {"lists of labels": self.listed}
 
-    def keys(self, place: Path, batch: pa.RecordBatch, first: int) -> pa.StringArray:
+    def keys(self, place: Location, batch: pa.RecordBatch, first: int) -> pa.StringArray:
         """The keys of `batch`, whose first is row `first` of file `place`. Raises DataError."""
         if self.key is None:
             return numbered_keys(place.stem, first, len(batch))
         return checked_keys(place, batch.column(self.key), first)
 
     def hard_labels(
-        self, place: Path, batch: pa.RecordBatch, keys: pa.StringArray
+        self, place: Location, batch: pa.RecordBatch, keys: pa.StringArray
     ) -> pa.Int32Array:
         """The labels of `batch`, null where unknown. Raises DataError."""
         if self.label is None:
@@ -93,7 +93,7 @@ class LabelColumns:
 
 
 def find_labels(
-    place: Path,
+    place: Location,
     schema: pa.Schema,
     features: Mapping[str, Any],
     has_nulls: Callable[[str], bool],
@@ -116,7 +116,7 @@ def find_labels(
     return LabelColumns(label, key, classes, listed)
 
 
-def check_agreement(path: Path, found: Mapping[Path, TableColumns]) -> None:
+def check_agreement(path: Location, found: Mapping[Location, TableColumns]) -> None:
     """Refuse files of one source whose columns differ. Raises DataError naming both."""
     (first, wanted), *others = found.items()
     for file, columns in others:
@@ -130,7 +130,7 @@ def check_agreement(path: Path, found: Mapping[Path, TableColumns]) -> None:
                 )
 
 
-def features_of(place: Path, schema: pa.Schema) -> Mapping[str, Any]:
+def features_of(place: Location, schema: pa.Schema) -> Mapping[str, Any]:
     """What Hugging Face says of the columns in the schema; empty where it says nothing."""
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
@@ -142,14 +142,14 @@ def features_of(place: Path, schema: pa.Schema) -> Mapping[str, Any]:
     return checked_features(place, features)
 
 
-def checked_features(place: Path, features: object) -> Mapping[str, Any]:
+def checked_features(place: Location, features: object) -> Mapping[str, Any]:
     """The features of a dataset's description; null is none. Raises DataError."""
     if features is not None and not isinstance(features, dict):
         raise _damaged(place)
     return features or {}
 
 
-def checked_keys(place: Path, column: pa.Array, first: int) -> pa.StringArray:
+def checked_keys(place: Location, column: pa.Array, first: int) -> pa.StringArray:
     """The column of keys, whose first is in row `first`, as strings. Raises DataError."""
     try:
         keys = column.cast(pa.string())
@@ -166,7 +166,7 @@ def checked_keys(place: Path, column: pa.Array, first: int) -> pa.StringArray:
 
 
 def checked_labels(
-    place: Path,
+    place: Location,
     column: pa.Array,
     row_of: Callable[[int], int],
     keys: pa.StringArray,
@@ -195,7 +195,7 @@ def checked_labels(
 
 
 def _label_column(
-    place: Path, schema: pa.Schema, features: Mapping[str, Any], *, lists: bool
+    place: Location, schema: pa.Schema, features: Mapping[str, Any], *, lists: bool
 ) -> str | None:
     name = next((name for name in LABELS if name in schema.names), None)
     if name is None and FINE_LABEL in schema.names and _is_class_label(features.get(FINE_LABEL)):
@@ -218,7 +218,7 @@ def _label_column(
     return name
 
 
-def _class_names(place: Path, label: str, features: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(place: Location, label: str, features: Mapping[str, Any]) -> tuple[str, ...]:
     feature = _of_each(features.get(label))
     if not _is_class_label(feature):
         return ()
@@ -258,7 +258,7 @@ def _is_class_label(feature: Any) -> bool:
     return isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
 
 
-def _damaged(place: Path) -> DataError:
+def _damaged(place: Location) -> DataError:
     return DataError(
         f"{place}: what Hugging Face's metadata says of its columns is damaged; write it again"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from softlabel.pipeline.sources.sequence_columns import read_sequences
 from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import Number, ShardRows
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import NumberInput
 
@@ -55,7 +55,7 @@ class NumberColumns:
             return replace(self, sequences=wanted)
         return replace(self, inputs=tuple(wanted))
 
-    def rows(self, place: Path, batch: pa.RecordBatch, first: int) -> ShardRows:
+    def rows(self, place: Location, batch: pa.RecordBatch, first: int) -> ShardRows:
         """The rows of `batch`, whose first is row `first` of file `place`. Raises DataError."""
         keys = self.others.keys(place, batch, first)
         if self.sequences is not None:
@@ -71,7 +71,7 @@ class NumberColumns:
 
 
 def find_numbers(
-    place: Path,
+    place: Location,
     schema: pa.Schema,
     features: Mapping[str, Any],
     has_nulls: Callable[[str], bool],

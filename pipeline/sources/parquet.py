@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError, model_validator
 
-from softlabel.pipeline.publish import file_sha256, publishing
+from softlabel.pipeline.publish import publishing
+from softlabel.pipeline.sources.files import digest_of, readable, size_of
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.model import Record
 from softlabel.schemas.sample import SampleBlock
 
@@ -50,10 +52,10 @@ class SourceHeader(Record):
 class CanonicalShard:
     """One file of the canonical source; the last row group is kept."""
 
-    def __init__(self, path: Path, header: SourceHeader) -> None:
+    def __init__(self, path: Location, header: SourceHeader) -> None:
         self.name = path.name
-        self.rows = pq.read_metadata(path).num_rows
-        self.bytes = path.stat().st_size
+        self.rows = pq.read_metadata(readable(path)).num_rows
+        self.bytes = size_of(path)
         self.stated: str | None = header.digest
         self._path = path
         self._header = header
@@ -78,11 +80,11 @@ class CanonicalShard:
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; pictures stay unread."""
-        return pq.read_table(self._path, columns=["key"])["key"].combine_chunks()
+        return pq.read_table(readable(self._path), columns=["key"])["key"].combine_chunks()
 
     def sha256(self) -> str:
         """SHA-256 of the file as it is now."""
-        return file_sha256(self._path)
+        return digest_of(self._path)
 
     def reopen(self) -> CanonicalShard:
         """The same file for another thread."""
@@ -94,7 +96,7 @@ class CanonicalShard:
 
     def _opened(self) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
         if self._file is None:
-            file = pq.ParquetFile(self._path, page_checksum_verification=True)
+            file = pq.ParquetFile(readable(self._path), page_checksum_verification=True)
             meta = file.metadata
             rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
             self._file = file, np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
@@ -122,7 +124,7 @@ class CanonicalShard:
         return ShardRows(table["key"].chunk(0), pixels.reshape(shape), table["label"].chunk(0))
 
 
-def open_canonical(path: Path, files: Sequence[Path]) -> Source:
+def open_canonical(path: Location, files: Sequence[Location]) -> Source:
     """The source in these files. Raises DataError where they do not belong together."""
     for one, other in itertools.combinations(files, 2):
         if one.name == other.name:
@@ -142,7 +144,7 @@ def open_canonical(path: Path, files: Sequence[Path]) -> Source:
     return Source(path, shards, headers[first].classes, headers[first].shape)
 
 
-def is_canonical(path: Path) -> bool:
+def is_canonical(path: Location) -> bool:
     """Whether the Parquet file says of itself that it is a softlabel source."""
     return METADATA_KEY in (_read_schema(path).metadata or {})
 
@@ -185,14 +187,14 @@ def _rows_digest(block: SampleBlock, inputs: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _read_schema(path: Path) -> pa.Schema:
+def _read_schema(path: Location) -> pa.Schema:
     try:
-        return pq.read_schema(path)
+        return pq.read_schema(readable(path))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no Parquet file: {error}; prepare the source again") from error
 
 
-def _read_header(path: Path) -> SourceHeader:
+def _read_header(path: Location) -> SourceHeader:
     schema = _read_schema(path)
     metadata = schema.metadata or {}
     if METADATA_KEY not in metadata:

@@ -6,33 +6,46 @@ import glob
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
+from softlabel.pipeline.sources.files import matched
 from softlabel.pipeline.sources.reasons import no_such_source
 from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.location import Location, Url, located
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expanded(path: Path) -> list[Path]:
+def expanded(path: Location) -> list[Location]:
     """The files that a pattern names, in its order, those of a `*` by name.
 
     `{a,b}` are alternatives and `{000..123}` numbers of that width. Raises ParameterError where one
-    of them names no file, or two the same.
+    of them names no file, or two the same. Behind a URL, those without a `*` are not asked for.
     """
-    if not set("*?[{") & set(str(path)):
+    if not is_pattern(path):
         raise no_such_source(path)
-    found: list[Path] = []
-    for name in _alternatives(str(path)):
-        files = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * Path(name).exists()
+    found: list[Location] = []
+    for name in map(located, _alternatives(str(path))):
+        if _has_magic(name):
+            files = matched(name)
+        else:
+            files = [name] if isinstance(name, Url) or name.exists() else []
         if not files:
             raise ParameterError(f"{path}: names no file {name}; check the pattern")
-        found += map(Path, files)
-    twice = next((a for a, b in itertools.pairwise(sorted(found)) if a == b), None)
+        found += files
+    twice = next((a for a, b in itertools.pairwise(sorted(found, key=str)) if a == b), None)
     if twice is not None:
         raise ParameterError(f"{path}: names {twice} twice; check the pattern")
     return found
+
+
+def is_pattern(path: Location) -> bool:
+    """Whether the name may be one of several files."""
+    return _has_magic(path) or "{" in str(path)
+
+
+def _has_magic(path: Location) -> bool:
+    return glob.has_magic(path.without_query if isinstance(path, Url) else str(path))
 
 
 def _alternatives(pattern: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from softlabel.pipeline.sources.label_columns import LabelColumns, find_labels
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 
 # What a shard gives at once: encoded pictures, and at most about so many of their bytes.
 PIECE_ROWS = 256
@@ -42,7 +42,7 @@ class PictureColumns:
         """What the files of a source must agree in."""
         return {"picture": self.picture, "nested": self.nested, **self.others.told()}
 
-    def rows(self, place: Path, batch: pa.RecordBatch, first: int) -> ShardRows:
+    def rows(self, place: Location, batch: pa.RecordBatch, first: int) -> ShardRows:
         """The rows of `batch`, whose first is row `first` of file `place`. Raises DataError."""
         keys = self.others.keys(place, batch, first)
         column = batch.column(self.picture)
@@ -51,7 +51,7 @@ class PictureColumns:
 
 
 def find_columns(
-    place: Path,
+    place: Location,
     schema: pa.Schema,
     features: Mapping[str, Any],
     has_nulls: Callable[[str], bool],
@@ -67,7 +67,7 @@ def has_pictures(schema: pa.Schema) -> bool:
     return any(field.name in PICTURES or _is_picture(field.type) for field in schema)
 
 
-def _picture_column(place: Path, schema: pa.Schema) -> str:
+def _picture_column(place: Location, schema: pa.Schema) -> str:
     for name in PICTURES:
         if name in schema.names:
             kind = schema.field(name).type

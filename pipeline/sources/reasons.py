@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.location import Location
 
 
 def reason(error: Exception) -> str:
@@ -12,6 +11,6 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def no_such_source(path: Path) -> ParameterError:
+def no_such_source(path: Location) -> ParameterError:
     """The error for a path that does not exist."""
     return ParameterError(f"{path}: no such source; write one with 'softlabel prepare'")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pyarrow as pa
 
+from softlabel.pipeline.sources.files import is_file
 from softlabel.pipeline.sources.reasons import no_such_source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 
 
 def numbered_keys(stem: str, first: int, rows: int, digits: int = 8) -> pa.StringArray:
@@ -16,14 +17,14 @@ def numbered_keys(stem: str, first: int, rows: int, digits: int = 8) -> pa.Strin
     return pa.array([f"{stem}-{row:0{digits}d}" for row in range(first, first + rows)], pa.string())
 
 
-def check_stems(path: Path, stems: Mapping[Path, str]) -> None:
+def check_stems(path: Location, stems: Mapping[Location, str]) -> None:
     """Refuse files that are not there, and stems that would give two samples one key.
 
     stems: of each file. Raises ParameterError, DataError.
     """
-    owners: dict[str, Path] = {}
+    owners: dict[str, Location] = {}
     for file, stem in stems.items():
-        if not file.is_file():
+        if not is_file(file):
             raise no_such_source(file)
         if not stem.isprintable():
             raise DataError(f"{path}: the file name {file.name!r} makes no key; rename the file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from softlabel.pipeline.sources.casting import Unfit, cast_numbers, refuse_nulls
 from softlabel.pipeline.sources.label_columns import IGNORED, LabelColumns, checked_labels
 from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, list_lengths
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import POSITIONS, Array
 from softlabel.schemas.teacher import NumberInput
 
@@ -20,7 +20,7 @@ Lengths = npt.NDArray[np.int64]
 
 
 def read_sequences(
-    place: Path,
+    place: Location,
     batch: pa.RecordBatch,
     keys: pa.StringArray,
     others: LabelColumns,
@@ -106,7 +106,7 @@ def _refuse_other(own: Lengths, wanted: Lengths, leader: str) -> None:
 
 
 def _labels(
-    place: Path,
+    place: Location,
     batch: pa.RecordBatch,
     keys: pa.StringArray,
     others: LabelColumns,

@@ -6,7 +6,6 @@ Each format brings shards with the few members of `SourceShard`; all else is her
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -31,6 +30,7 @@ from softlabel.pipeline.sources.views import Views
 from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject, Segment, SourceDigest, SourceFile
+from softlabel.schemas.location import Location, Url
 from softlabel.schemas.sample import Array, SampleBlock
 from softlabel.schemas.teacher import Fed, Framing, NumberInput
 
@@ -51,7 +51,7 @@ class Source:
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         shards: Sequence[SourceShard],
         classes: tuple[str, ...],
         shape: tuple[int, int, int] | None = None,
@@ -209,6 +209,8 @@ class Source:
 
     def place(self, name: str) -> str:
         """Where shard `name` is, for people to find it."""
+        if isinstance(self.path, Url):
+            return str(self.path) if self.path.name == name else f"{self.path}: {name}"
         if self.path.is_dir():
             return str(self.path / name)
         # Of a pattern over several folders, the name says which one.

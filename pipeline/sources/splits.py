@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from softlabel.pipeline.sources.arrays import LABELS_SUFFIX
+from softlabel.pipeline.sources.files import matched
 from softlabel.pipeline.sources.pictures import SUFFIXES
+from softlabel.pipeline.sources.remote import Entry
 from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.location import Location, located
 
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 # What tells the files of one split apart, the first that is found: number and of how many, with the
@@ -36,7 +39,7 @@ class _Split(NamedTuple):
     after: str
 
 
-def kind_of(file: Path) -> str | None:
+def kind_of(file: Location) -> str | None:
     """What a file is by its name; None for what holds no samples."""
     name = file.name.lower()
     if "idx3-ubyte" in name:
@@ -48,12 +51,12 @@ def kind_of(file: Path) -> str | None:
     return "Parquet" if name.endswith(".parquet") else None
 
 
-def refuse_splits(path: Path, files: Sequence[Path]) -> None:
+def refuse_splits(path: Location, files: Sequence[Location]) -> None:
     """Raise ParameterError where a folder holds train and test side by side: nobody asks for both.
 
     Files of one split are numbered and have the rest of the name in common.
     """
-    splits: dict[_Split, list[Path]] = {}
+    splits: dict[_Split, list[Location]] = {}
     for file in files:
         if not _holds_labels(file):
             splits.setdefault(_split(file), []).append(file)
@@ -65,47 +68,49 @@ def refuse_splits(path: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _split(file: Path) -> _Split:
+def _split(file: Location) -> _Split:
     stem = _ENDING.sub("", file.name)
     found = next((match for numbers in _NUMBERS if (match := numbers.search(stem))), None)
     return _Split(stem[: found.start()], stem[found.end() :]) if found else _Split(stem, "")
 
 
-def _pattern(path: Path, split: _Split, files: Sequence[Path]) -> str:
+def _pattern(path: Location, split: _Split, files: Sequence[Location]) -> str:
     """A short pattern that names these files of the folder and, but for labels, no others."""
     before, after = map(glob.escape, split)
+    folder = glob.escape(str(path)) if isinstance(path, Path) else str(path).rstrip("/")
     ends = after + _ending(files[0])
     for middle in ("", "*", "[0-9]*"):
-        pattern = f"{glob.escape(str(path))}/{before}{middle}{ends}"
+        pattern = f"{folder}/{before}{middle}{ends}"
         if (middle or len(files) == 1) and _pictures_of(pattern) == files:
             return pattern
     names = ",".join(file.name for file in files)
-    return f"{path}/{{{names}}}" if len(files) > 1 else f"{path}/{names}"
+    return f"{folder}/{{{names}}}" if len(files) > 1 else f"{folder}/{names}"
 
 
-def _ending(file: Path) -> str:
+def _ending(file: Location) -> str:
     found = _ENDING.search(file.name)
     return found[0] if found else ""
 
 
-def _pictures_of(pattern: str) -> list[Path]:
-    return [file for file in map(Path, sorted(glob.glob(pattern))) if not _holds_labels(file)]
+def _pictures_of(pattern: str) -> list[Location]:
+    return [file for file in matched(located(pattern)) if not _holds_labels(file)]
 
 
-def _holds_labels(file: Path) -> bool:
+def _holds_labels(file: Location) -> bool:
     return file.name == "labels.npy" or file.name.endswith(LABELS_SUFFIX)
 
 
-def refuse_folders(path: Path, visible: Sequence[Path]) -> None:
+def refuse_folders(path: Path, held: Sequence[Entry]) -> None:
     """Raise ParameterError where the folders in a folder are sources, and no classes.
 
     So are folders of Parquet files, tars and arrays, and those whose pictures all lie in folders
     again, if no folder beside them holds a picture directly.
     """
-    if any(entry.is_file() and _is_picture(entry.name) for entry in visible):
+    if any(not entry.is_folder and _is_picture(entry.name) for entry in held):
         return
     sources: dict[str, str] = {}
-    for folder in sorted(entry for entry in visible if entry.is_dir() and not entry.is_symlink()):
+    inside = (path / entry.name for entry in held if entry.is_folder)
+    for folder in (inner for inner in inside if not inner.is_symlink()):
         _, _, names = next(os.walk(folder), ("", [], []))
         if any(map(_is_picture, names)):
             return
@@ -114,10 +119,10 @@ def refuse_folders(path: Path, visible: Sequence[Path]) -> None:
         elif _holds_pictures(folder):
             sources[folder.name] = "folders of pictures"
     if sources:
-        held = " and ".join(sorted(set(sources.values())))
+        kinds = " and ".join(sorted(set(sources.values())))
         some = [*map(repr, itertools.islice(sources, 5)), *["and so on"] * (len(sources) > 5)]
         raise ParameterError(
-            f"{path}: is no source, its folders hold {held}; give one of them "
+            f"{path}: is no source, its folders hold {kinds}; give one of them "
             f"({', '.join(some)}), such as {path / next(iter(sources))}"
         )
 

@@ -7,6 +7,7 @@ part. Its picture is the member whose whole suffix is that of a picture (`.jpg`,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.shards.tar import HEADER
 from softlabel.pipeline.shards.tar_members import Member, member_groups, read_members
 from softlabel.pipeline.shards.tar_samples import CLASS_SUFFIX
+from softlabel.pipeline.sources.files import digest_of, opened, size_of
 from softlabel.pipeline.sources.label_columns import UNKNOWN
 from softlabel.pipeline.sources.pictures import (
     MOST_BYTES,
@@ -35,6 +36,7 @@ from softlabel.pipeline.sources.reasons import no_such_source
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 
 LABEL_SUFFIXES = (CLASS_SUFFIX, ".json")
 MOST_LABEL_BYTES = 16 * 2**20
@@ -74,9 +76,9 @@ class TarIndexes:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Path, TarIndex] = {}
+        self._held: dict[Location, TarIndex] = {}
 
-    def of(self, path: Path) -> TarIndex:
+    def of(self, path: Location) -> TarIndex:
         """The index of this tar. Raises DataError where it cannot be a source."""
         index = self._held.get(path)
         if index is None:
@@ -93,23 +95,26 @@ class TarIndexes:
 
 
 class PictureTar:
-    """One tar; its file is open only while rows are read."""
+    """One tar; its file is open only while rows are read, behind a URL until it is closed."""
 
-    def __init__(self, path: Path, name: str, rows: int, size: int, indexes: TarIndexes) -> None:
+    def __init__(
+        self, path: Location, name: str, rows: int, size: int, indexes: TarIndexes
+    ) -> None:
         self.name = name
         self.rows = rows
         self.bytes = size
         self.stated: str | None = None
         self._path = path
         self._indexes = indexes
+        self._remote: BinaryIO | None = None
 
     def read(self, first: int, rows: int) -> Iterator[ShardRows]:
         """Rows `first` to `first + rows`, encoded, in pieces of 256 pictures or 64 MiB."""
         index = self._index()
         end = first + rows
         try:
-            with open(self._path, "rb", BUFFER) as file:
-                if os.fstat(file.fileno()).st_size != self.bytes:
+            with self._opened() as file:
+                if file.seek(0, os.SEEK_END) != self.bytes:
                     raise self._changed()
                 while first < end:
                     last = min(end, first + PIECE_PICTURES)
@@ -126,14 +131,23 @@ class PictureTar:
 
     def sha256(self) -> str:
         """SHA-256 of the file as it is now."""
-        return file_sha256(self._path)
+        return digest_of(self._path)
 
     def reopen(self) -> PictureTar:
         """The same tar for another thread."""
         return PictureTar(self._path, self.name, self.rows, self.bytes, self._indexes)
 
     def close(self) -> None:
-        """Nothing is held but what the source's indexes hold."""
+        """Let go of a file behind a URL; else only the source's indexes hold anything."""
+        self._remote = None
+
+    def _opened(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        if isinstance(self._path, Path):
+            return open(self._path, "rb", BUFFER)
+        if self._remote is None:
+            self._remote = opened(self._path)
+        # It holds blocks of what the next read begins with.
+        return contextlib.nullcontext(self._remote)
 
     def _index(self) -> TarIndex:
         index = self._indexes.of(self._path)
@@ -177,7 +191,7 @@ class PictureTar:
         return DataError(f"{self._path}: the file changed since it was opened; start again")
 
 
-def open_tars(path: Path, files: Sequence[Path]) -> Source:
+def open_tars(path: Location, files: Sequence[Location]) -> Source:
     """The source in these tars, in this order; `path` is what they are called together.
 
     A tar is named by its file's name, and where two have the same by its path from the folder
@@ -187,16 +201,21 @@ def open_tars(path: Path, files: Sequence[Path]) -> Source:
     indexes = TarIndexes()
     shards = []
     for file, name in zip(files, _names(files), strict=True):
-        if not file.exists():
+        if isinstance(file, Path) and not file.exists():
             raise no_such_source(file)
         rows = len(indexes.of(file).keys)
-        shards.append(PictureTar(file, name, rows, file.stat().st_size, indexes))
+        shards.append(PictureTar(file, name, rows, size_of(file), indexes))
     return Source(path, shards, ())
 
 
-def read_index(path: Path) -> TarIndex:
+def read_index(path: Location) -> TarIndex:
     """Where the samples of a tar stand; reads headers only. Raises DataError, as `open_tars`."""
-    _refuse_other_files(path)
+    with opened(path) as file:
+        return _read_index(path, file)
+
+
+def _read_index(path: Location, file: BinaryIO) -> TarIndex:
+    _refuse_other_files(path, file)
 
     def place(file: BinaryIO, member: Member) -> Member:
         if member.name.rpartition("/")[2].startswith("."):
@@ -209,7 +228,7 @@ def read_index(path: Path) -> TarIndex:
     keys: list[str] = []
     places: list[tuple[int, int, int, int]] = []
     labelled = bytearray()
-    for key, members in member_groups(path, place):
+    for key, members in member_groups(path, place, file):
         own = {suffix.lower(): member for suffix, member in members}
         picture = _only_picture(path, key, own)
         kind = next((n for n, s in enumerate(LABEL_SUFFIXES, 1) if s in own), 0)
@@ -226,7 +245,7 @@ def read_index(path: Path) -> TarIndex:
     )
 
 
-def _only_picture(path: Path, key: str, members: dict[str, Member]) -> Member:
+def _only_picture(path: Location, key: str, members: dict[str, Member]) -> Member:
     found = [member for suffix, member in members.items() if suffix in SUFFIXES]
     if len(found) == 1:
         return found[0]
@@ -242,26 +261,23 @@ def _only_picture(path: Path, key: str, members: dict[str, Member]) -> Member:
     )
 
 
-def _refuse_other_files(path: Path) -> None:
-    with open(path, "rb") as file:
-        begin = file.read(8)
-        for magic, packing in _PACKED.items():
-            if begin.startswith(magic):
-                raise DataError(
-                    f"{path}: is compressed ({packing}); unpack it to a plain .tar first"
-                )
-        try:
-            first = next(read_members(file), None)
-        except (OSError, ValueError):
-            # Somebody else's tar, or none: told when it is read.
-            return
-        if first is None or first.name != HEADER:
-            return
-        file.seek(first.data)
-        try:
-            layout = json.loads(file.read(min(first.size, MOST_LABEL_BYTES)))["layout"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            layout = None
+def _refuse_other_files(path: Location, file: BinaryIO) -> None:
+    begin = file.read(8)
+    for magic, packing in _PACKED.items():
+        if begin.startswith(magic):
+            raise DataError(f"{path}: is compressed ({packing}); unpack it to a plain .tar first")
+    try:
+        first = next(read_members(file), None)
+    except (OSError, ValueError):
+        # Somebody else's tar, or none: told when it is read.
+        return
+    if first is None or first.name != HEADER:
+        return
+    file.seek(first.data)
+    try:
+        layout = json.loads(file.read(min(first.size, MOST_LABEL_BYTES)))["layout"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        layout = None
     if layout != "merged":
         raise DataError(
             f"{path}: holds soft labels without their pictures (layout {layout}); give the tars of "
@@ -284,9 +300,10 @@ def _read_field(data: bytes) -> int | None:
     return label
 
 
-def _names(files: Sequence[Path]) -> list[str]:
+def _names(files: Sequence[Location]) -> list[str]:
     names = [file.name for file in files]
     if max(Counter(names).values(), default=0) < 2:
         return names
-    shared = os.path.commonpath([file.absolute().parent for file in files])
-    return [file.absolute().relative_to(shared).as_posix() for file in files]
+    places = [str(file.absolute()) if isinstance(file, Path) else file.path for file in files]
+    shared = os.path.commonpath([os.path.dirname(place) for place in places])
+    return [os.path.relpath(place, shared) for place in places]

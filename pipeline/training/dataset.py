@@ -25,6 +25,7 @@ from softlabel.pipeline.training.spans import Steps
 from softlabel.pipeline.training.targets import Targets, stored_targets
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
+from softlabel.schemas.location import located
 from softlabel.schemas.model import Record
 from softlabel.schemas.teacher import Interpolation
 
@@ -101,7 +102,7 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         super().__init__()
         if isinstance(labels, str | Path):
             labels = open_labelset(labels)
-        opened = open_source(Path(source)).naming(() if labels is None else labels.classes)
+        opened = open_source(located(source)).naming(() if labels is None else labels.classes)
         name = type(self).__name__
         framing = student_framing(
             opened, labels, name, height, width, channels, resize, interpolation

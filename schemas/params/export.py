@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Positive,
@@ -52,7 +53,7 @@ class ExportParams(Record):
     )
     output: Path = Field(Path("models/teacher.onnx"), description="the ONNX file to publish")
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
-    samples: Path | None = Field(
+    samples: GivenLocation | None = Field(
         None, description="source whose first rows feed the parity check; default: random pictures"
     )
     tolerance: Positive = Field(

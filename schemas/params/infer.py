@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from softlabel.schemas.augment import check_views
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Augment,
@@ -47,9 +48,10 @@ class InferParams(Record):
     """Run the teacher once over a source and store its logits as a label set."""
 
     teacher: Teachers = (Path("models/teacher.onnx"),)
-    source: Path = Field(
+    source: GivenLocation = Field(
         Path("data/train"),
-        description="source to label: a folder, a file, or a quoted pattern of files",
+        description="source to label: a folder, a file, a quoted pattern of files, or a URL of "
+        "those, such as 's3://BUCKET/train-*.parquet'",
     )
     output: Path = Field(Path("labels"), description="label set folder")
     weights: Weights = ()

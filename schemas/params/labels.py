@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     IfDifferent,
@@ -22,7 +23,7 @@ class VerifyParams(Record):
     """Find out whether a label set is whole and says what its teacher says."""
 
     labels: Path = Field(Path("labels"), description="label set folder")
-    source: Path | None = Field(
+    source: GivenLocation | None = Field(
         None, description="its source, to check coverage; default: coverage is not checked"
     )
     teacher: Paths = Field(
@@ -81,7 +82,7 @@ class ConvertParams(Record):
     classes: Path | None = Field(
         None, description="file with the classes to keep, a name a line, in their new order"
     )
-    source: Path | None = Field(
+    source: GivenLocation | None = Field(
         None, description="for layout 'merged': folder or pattern of the source's .tar files"
     )
     if_different: IfDifferent = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from softlabel.schemas.augment import check_views
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Augment,
@@ -40,7 +41,7 @@ class PlanParams(Record):
     """Try the codecs on a sample of the source before the long run: bytes, fidelity and time."""
 
     teacher: Teachers = (Path("models/teacher.onnx"),)
-    source: Path = Field(Path("data/train"), description="source that shall be labelled")
+    source: GivenLocation = Field(Path("data/train"), description="source that shall be labelled")
     weights: Weights = ()
     mean_of: EnsembleMean = "logits"
     mean_temperature: EnsembleTemperature = None

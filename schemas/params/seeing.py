@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Device,
@@ -39,7 +40,9 @@ class EvaluateParams(Record):
         min_length=1,
         description="student folders, student.json files, or folders of student folders",
     )
-    source: Path = Field(Path("data/test"), description="source with hard labels to measure on")
+    source: GivenLocation = Field(
+        Path("data/test"), description="source with hard labels to measure on"
+    )
     labels: Path | None = Field(
         None,
         description="label set of that source, to measure too and to compare each student with",
@@ -63,7 +66,7 @@ class ReportParams(Record):
         (Path("models/students"),), description="student folders whose curves are shown"
     )
     labels: Path | None = Field(Path("labels"), description="label set whose rows are shown")
-    source: Path | None = Field(
+    source: GivenLocation | None = Field(
         Path("data/train"), description="source of that label set, for the pictures"
     )
     calibration: Path | None = Field(

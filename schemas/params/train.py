@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Device,
@@ -34,8 +35,8 @@ class TrainParams(Record):
         description="weights to start from, a safetensors file or a checkpoint of tensors alone; "
         "for timm:NAME its pretrained weights too, whose head and first layer are fitted",
     )
-    source: Path = Field(Path("data/train"), description="source to train on")
-    validation: Path | None = Field(
+    source: GivenLocation = Field(Path("data/train"), description="source to train on")
+    validation: GivenLocation | None = Field(
         None, description="source whose accuracy and NLL are taken after every epoch"
     )
     loss: Literal["hard", "kd", "dkd", "dist", "mse", "reverse-kl", "js"] = Field(

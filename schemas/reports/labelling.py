@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from softlabel.schemas.labelset import CodecName, Layout
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 
 
@@ -128,7 +129,7 @@ class CodecPlanReport(Record):
     """
 
     teacher: tuple[Path, ...]
-    source: Path
+    source: GivenLocation
     views: int = 1
     rows: int
     sampled: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.reports.figures import (
     Bin,
@@ -72,7 +73,7 @@ class EvaluateReport(Record):
     """What 'evaluate' measured: every student, the runs over their seeds, and the label set."""
 
     output: Path
-    source: Path
+    source: GivenLocation
     rows: int
     classes: tuple[str, ...]
     students: tuple[StudentMetrics, ...]
