@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.location import Location
 from softlabel.schemas.sample import POSITIONS, Array
 from softlabel.schemas.teacher import NumberInput
 
@@ -141,7 +141,7 @@ def list_lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def find_sequences(
-    path: Path, numbers: Mapping[str, Number], inputs: Sequence[NumberInput], taker: str
+    path: Location, numbers: Mapping[str, Number], inputs: Sequence[NumberInput], taker: str
 ) -> Sequences:
     """Where these inputs, and the positions of their sequences, stand among the columns `numbers`.
 
@@ -166,7 +166,7 @@ def find_sequences(
     return Sequences(tuple(inputs), ids, masks, None, LENGTH if counted else None)
 
 
-def _ids(path: Path, taken: Sequence[str], taker: str) -> str:
+def _ids(path: Location, taken: Sequence[str], taker: str) -> str:
     candidates = [name for name in taken if name not in MASKS.values()]
     named = [name for name in MASKS if name in candidates]
     if named:
