@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +11,11 @@ from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.inference.batch_size import settled_session
 from softlabel.pipeline.inference.codec_choice import choose_codec, choose_inner
 from softlabel.pipeline.inference.extension import Grown, carry_over, grown
-from softlabel.pipeline.inference.plan import batches, limited, plan_shards, share_of
-from softlabel.pipeline.inference.prior import sampled, sampled_prior
-from softlabel.pipeline.inference.runner import BusyTime, label_shards, naming_the_key, shift_output
+from softlabel.pipeline.inference.plan import limited, plan_shards, share_of
+from softlabel.pipeline.inference.prior import sampled_prior
+from softlabel.pipeline.inference.runner import BusyTime, label_shards
 from softlabel.pipeline.inference.task import Task, open_task
-from softlabel.pipeline.inference.usable import none_usable, read_slots
+from softlabel.pipeline.inference.trial import try_teacher
 from softlabel.pipeline.labelset.folder import (
     check_same_making,
     claim,
@@ -38,7 +37,7 @@ from softlabel.pipeline.teachers.head import checking_head
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.packed import Packer
 from softlabel.pipeline.teachers.session import in_class_order
-from softlabel.schemas.errors import CheckFailed, IdentityError, ParameterError
+from softlabel.schemas.errors import IdentityError, ParameterError
 from softlabel.schemas.labelset import (
     INFERRED,
     CodecName,
@@ -46,16 +45,11 @@ from softlabel.schemas.labelset import (
     Manifest,
     Plan,
     Receipt,
-    Reject,
     ShardPlan,
 )
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.reports import InferPreview, InferReport
 from softlabel.schemas.sample import RunTeacher
-
-CHECKED_ROWS = 1024
-# Of each run of rows the reading costs as much as a few more rows do.
-CHECKED_PLACES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +185,15 @@ def _label(
     plan, finished, pending = _standing(params, folder, wanted)
     new = _new_shards(old, pending)
     if new:
-        _try_teacher(params, wanted, source, run_teacher, progress)
+        try_teacher(
+            wanted,
+            _batch_size(wanted),
+            source,
+            run_teacher,
+            params.on_bad_sample,
+            params.allow_bad_teacher,
+            progress,
+        )
     begun = plan is not None
     plan = plan or _with_prior(wanted, params, source, run_teacher, progress)
     plan = _begin(params, folder, plan, begun, work.head, pending)
@@ -282,56 +284,6 @@ def _extended(params: InferParams, folder: Path, wanted: Plan) -> Grown | None:
 def _new_shards(old: Grown | None, pending: Sequence[ShardPlan]) -> list[ShardPlan]:
     """Those that the teacher has to label."""
     return [shard for shard in pending if old is None or not old.carries(shard)]
-
-
-def _try_teacher(
-    params: InferParams, plan: Plan, source: Source, run_teacher: RunTeacher, progress: Progress
-) -> None:
-    """Compare the teacher with the hard labels of some 1,024 samples, before anything is kept.
-
-    They are taken from the whole source, which may stand in the order of its classes.
-
-    Wrong preprocessing or class order is the commonest fault and shows here. Raises CheckFailed
-    where the top-1 is within two standard errors of chance (of few samples: below the middle
-    between chance and perfect). Where a bad teacher is allowed one batch is enough: to learn
-    whether it runs, and gives what it is said to give.
-    """
-    files = limited(source.files, plan.limit)
-    rows = CHECKED_ROWS
-    if params.allow_bad_teacher and params.on_bad_sample == "stop":
-        rows = 1
-    sample = sampled(files, rows, source.views, CHECKED_PLACES)
-    used = labelled = correct = 0
-    rejects: list[Reject] = []
-    for segments in batches(sample, _batch_size(plan), source.views):
-        slots = read_slots(source, segments, params.on_bad_sample)
-        rejects += slots.left_out()
-        usable = slots.run(run_teacher)
-        if usable is None:
-            continue
-        samples, output = usable
-        used += len(samples)
-        hard = samples.hard_labels()
-        with naming_the_key(samples.keys, samples.lengths):
-            shifted = shift_output(output)
-        labelled += int((hard >= 0).sum())
-        correct += int((hard == shifted.top1).sum())
-        if params.allow_bad_teacher:
-            break
-    if not used:
-        raise none_usable(source, rejects)
-    if not labelled or params.allow_bad_teacher:
-        return
-    unit = "positions" if plan.identity.positions else "samples"
-    said = f"the teacher's top-1 is right for {correct / labelled:.1%} of {labelled} {unit}"
-    progress.say(said)
-    chance = 1 / len(plan.identity.classes)
-    error = math.sqrt(chance * (1 - chance) / labelled)
-    if correct / labelled <= chance + min(2 * error, (1 - chance) / 2):
-        raise CheckFailed(
-            f"{said}, chance is {chance:.1%}; check its preprocessing and class order, or pass "
-            "--allow-bad-teacher"
-        )
 
 
 def _with_prior(

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import softlabel
+from softlabel.pipeline.inference import trial
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Framing
-from softlabel.stages import infer as infer_stage
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -154,7 +154,7 @@ def test_a_teacher_that_knows_one_class_is_no_teacher(
     pictures: Project, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source stands in the order of its classes: its beginning would agree with it."""
-    monkeypatch.setattr(infer_stage, "CHECKED_ROWS", 16)
+    monkeypatch.setattr(trial, "TRIED_ROWS", 16)
     ok(command, "train-student", *MODEL, *FRAME, *TRAIN, "--output=teacher")
     ok(command, "export", "--model=teacher/student.json", "--output=teacher.onnx")
     model = onnx.load("teacher.onnx")
