@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import distributed, nn
 
 from softlabel.pipeline.labelset.lease import lease
 from softlabel.pipeline.progress import Progress, Quiet
@@ -25,10 +25,11 @@ from softlabel.pipeline.teachers.models import (
 )
 from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
+from softlabel.pipeline.training.crew import Crew
 from softlabel.pipeline.training.curves import curves, no_curves
 from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.ensemble import LabelEnsemble
-from softlabel.pipeline.training.fabric import device_name, launch_fabric
+from softlabel.pipeline.training.fabric import device_name, launch_fabric, own_fabric
 from softlabel.pipeline.training.hints import HintedModel
 from softlabel.pipeline.training.inputs import TrainingInputs, open_inputs
 from softlabel.pipeline.training.members import (
@@ -65,25 +66,43 @@ def run(params: TrainParams, progress: Progress | None = None) -> TrainReport:
     begin = time.perf_counter()
     progress = progress or Quiet()
     inputs = open_inputs(params)
+    crew = _crew(params)
     students = [_student(own, inputs) for own in _of_each_member(params)]
     shares = _shares(params, inputs)
     with contextlib.ExitStack() as held:
         members = []
-        for student, (share, samples) in zip(students, shares, strict=True):
-            folder = _folder(student.params)
+        for number, (student, (share, samples)) in enumerate(zip(students, shares, strict=True)):
+            folder, own = _folder(student.params), crew.trains(number)
             make_folder(folder)
-            if student.fabric.is_global_zero:
+            if student.fabric.is_global_zero and own:
                 held.enter_context(lease(folder))
                 remove_temporaries(folder)
-            members.append(_member(student, inputs, folder, share, samples))
-        histories = _train(members, inputs, progress)
+            members.append(_member(student, inputs, folder, share, samples, own=own))
+        histories = _train(members, inputs, crew, progress)
         seconds = time.perf_counter() - begin
-        first, *others = (
-            _publish(member, inputs, history, seconds)
-            for member, history in zip(members, histories, strict=True)
+        reports = crew.of_all(
+            [
+                _publish(member, inputs, histories[member.folder], seconds) if member.own else None
+                for member in members
+            ]
         )
+        # All results stand.
         end_together(members)
+    first, *others = (report for report in reports if report is not None)
     return first.model_copy(update={"peers": tuple(others)})
+
+
+def _crew(params: TrainParams) -> Crew:
+    """Under torchrun ranks with members of their own; else, and with a single one, alone."""
+    if params.targets != "peers" or not distributed.is_torchelastic_launched():
+        return Crew()
+    crew = Crew(launch_fabric("cpu", "32-true"))
+    if crew.ranks > params.members:
+        raise ParameterError(
+            f"train: torchrun started {crew.ranks} ranks for {params.members} members; pass "
+            f"--nproc-per-node {params.members} to torchrun, or more --members"
+        )
+    return crew
 
 
 def _of_each_member(params: TrainParams) -> list[TrainParams]:
@@ -117,11 +136,14 @@ class _Student(NamedTuple):
 
 
 def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
-    # The hint alone reaches no layer above its own.
-    fabric = launch_fabric(params.device, params.precision, unused=params.hint_epochs > 0)
-    if fabric.world_size > 1 and params.targets != "stored":
+    if params.targets == "peers":
+        fabric = own_fabric(params.device, params.precision)
+    else:
+        # The hint alone reaches no layer above its own.
+        fabric = launch_fabric(params.device, params.precision, unused=params.hint_epochs > 0)
+    if fabric.world_size > 1 and params.targets == "self":
         raise ParameterError(
-            f"train: targets {params.targets!r} are kept by one process; start it without torchrun"
+            "train: targets 'self' are kept by one process; start it without torchrun"
         )
     torch.manual_seed(params.seed)
     model = _picture_model(params, inputs.source)
@@ -135,14 +157,20 @@ def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
 
 
 def _member(
-    student: _Student, inputs: TrainingInputs, folder: Path, share: Share | None, samples: int
+    student: _Student,
+    inputs: TrainingInputs,
+    folder: Path,
+    share: Share | None,
+    samples: int,
+    *,
+    own: bool,
 ) -> Member:
     params = student.params
     start = params.weights and file_sha256(params.weights)
     more = {"weights file": start, "part": share and share.index}
-    first_rank = student.fabric.is_global_zero
-    checkpoints = open_checkpoints(folder, params, inputs.identities | more, writes=first_rank)
-    if first_rank:
+    writes = student.fabric.is_global_zero and own
+    checkpoints = open_checkpoints(folder, params, inputs.identities | more, writes=writes)
+    if writes:
         for name in (CARD_FILE, ONNX_FILE):
             (folder / name).unlink(missing_ok=True)
     memory = None
@@ -161,14 +189,17 @@ def _member(
         student.random,
         share,
         samples,
+        own,
     )
 
 
 def _train(
-    members: Sequence[Member], inputs: TrainingInputs, progress: Progress
-) -> list[list[EpochRecord]]:
-    """The epochs of each member."""
-    if not begin_together(members):
+    members: Sequence[Member], inputs: TrainingInputs, crew: Crew, progress: Progress
+) -> dict[Path, list[EpochRecord]]:
+    """The epochs of each member that this process trains, by its folder."""
+    if crew.rank:
+        progress = Quiet()
+    if not begin_together(members, crew):
         progress.say("what was said before is gone: all start afresh")
     params, fabric = members[0].params, members[0].fabric
     if not fabric.is_global_zero:
@@ -185,20 +216,21 @@ def _train(
         if done:
             total = member.steps * params.epochs
             progress.say(f"{member.folder}: goes on after {done:,} of {total:,} steps")
-    progress.start(members[0].folder.name, params.epochs * len(members), "epochs")
-    histories: dict[Path, list[EpochRecord]] = {member.folder: [] for member in members}
+    own = [member for member in members if member.own]
+    progress.start(members[0].folder.name, params.epochs * len(own), "epochs")
+    histories: dict[Path, list[EpochRecord]] = {member.folder: [] for member in own}
     with contextlib.ExitStack() as open_curves:
         logs = {
             member.folder: open_curves.enter_context(
                 curves(params, member.folder) if fabric.is_global_zero else no_curves()
             )
-            for member in members
+            for member in own
         }
-        for member, record in train_in_turn(members, inputs):
+        for member, record in train_in_turn(members, inputs, crew):
             histories[member.folder].append(record)
             logs[member.folder](record)
             progress.advance(1)
-    return list(histories.values())
+    return histories
 
 
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:

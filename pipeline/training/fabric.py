@@ -17,7 +17,7 @@ from softlabel.schemas.params.shared import Device
 
 def make_fabric(device: Device, precision: str) -> Fabric:
     """Fabric on one device. Raises EnvironmentFault where CUDA is asked for and not had."""
-    return _fabric(device, precision, devices=1, nodes=1)
+    return _fabric(_on_cuda(device, 1), precision, 1)
 
 
 def launch_fabric(device: Device, precision: str, *, unused: bool = False) -> Fabric:
@@ -29,8 +29,10 @@ def launch_fabric(device: Device, precision: str, *, unused: bool = False) -> Fa
     if not distributed.is_torchelastic_launched():
         return make_fabric(device, precision)
     local, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
-    ranks = "ddp_find_unused_parameters_true" if unused else "ddp"
-    fabric = _fabric(device, precision, local, nodes, ranks)
+    strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
+    if local * nodes == 1:
+        strategy = "auto"
+    fabric = _fabric(_on_cuda(device, local), precision, local, nodes, strategy)
     # It tells of every rank that joins.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if not distributed.is_initialized():
@@ -39,12 +41,24 @@ def launch_fabric(device: Device, precision: str, *, unused: bool = False) -> Fa
     return fabric
 
 
+def own_fabric(device: Device, precision: str) -> Fabric:
+    """Fabric on one device for this process alone, be it one of torchrun's ranks.
+
+    Raises EnvironmentFault as `launch_fabric`.
+    """
+    if not distributed.is_torchelastic_launched():
+        return make_fabric(device, precision)
+    cuda = _on_cuda(device, int(os.environ["LOCAL_WORLD_SIZE"]))
+    return _fabric(cuda, precision, [int(os.environ["LOCAL_RANK"])] if cuda else 1)
+
+
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def _fabric(device: Device, precision: str, devices: int, nodes: int, ranks: str = "ddp") -> Fabric:
+def _on_cuda(device: Device, ranks: int) -> bool:
+    """Whether so many ranks of this machine train on CUDA, with a device each."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and not found:
         raise EnvironmentFault(
@@ -52,12 +66,17 @@ def _fabric(device: Device, precision: str, devices: int, nodes: int, ranks: str
             "install a CUDA build of torch on a machine with a GPU"
         )
     cuda = device == "cuda" or (device == "auto" and found > 0)
-    if cuda and devices > found:
+    if cuda and ranks > found:
         raise EnvironmentFault(
-            f"torchrun started {devices} ranks here and torch sees {found} CUDA devices; pass "
+            f"torchrun started {ranks} ranks here and torch sees {found} CUDA devices; pass "
             f"--nproc-per-node {found} to torchrun, or --device cpu"
         )
-    strategy = ranks if devices * nodes > 1 else "auto"
+    return cuda
+
+
+def _fabric(
+    cuda: bool, precision: str, devices: int | list[int], nodes: int = 1, strategy: str = "auto"
+) -> Fabric:
     with warnings.catch_warnings():
         # Fabric advises on 16-bit arithmetic on a CPU; the user chose it.
         warnings.simplefilter("ignore")

@@ -1,4 +1,7 @@
-"""The students of a run, an epoch of each in turn: one alone, or several that teach each other."""
+"""The students of a run: one alone, or several that teach each other.
+
+A process trains an epoch of each of its own in turn; torchrun's ranks share the members out.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from softlabel.pipeline.teachers.models import PictureModel
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.checkpoints import Checkpoints
+from softlabel.pipeline.training.crew import Crew
 from softlabel.pipeline.training.distillation import soft_term
 from softlabel.pipeline.training.exchange import Exchange, taught
 from softlabel.pipeline.training.inputs import TrainingInputs
@@ -42,7 +46,8 @@ class Member:
     trained: the model, or it within what learns beside it. memory: what the student says is kept
     there, None where nobody asks. random: torch's generators after the model was built; no other
     member's draws move them. share: the part of the samples that it trains on, None for all.
-    samples: how many these are. best_epoch: in the end, the one whose weights the model has; None
+    samples: how many these are. own: whether this process trains it; of the others' it reads
+    what they say. best_epoch: in the end, the one whose weights the model has; None
     for the last.
     """
 
@@ -56,6 +61,7 @@ class Member:
     random: Mapping[str, Any]
     share: Share | None
     samples: int
+    own: bool = True
     best_epoch: int | None = None
 
     @property
@@ -79,7 +85,7 @@ def course_sha256(checkpoints: Checkpoints) -> str:
     return sha256_of(json.dumps(dict(checkpoints.course), sort_keys=True).encode())
 
 
-def begin_together(members: Sequence[Member]) -> bool:
+def begin_together(members: Sequence[Member], crew: Crew) -> bool:
     """Let each go on from its checkpoint; False, and all start afresh, where that cannot be.
 
     It cannot where what a member needs to hear first is gone and will not be said again.
@@ -87,28 +93,30 @@ def begin_together(members: Sequence[Member]) -> bool:
     exchange = exchange_of(members[0].params)
     if exchange is None:
         return True
-    starts = [member.checkpoints.epoch or 0 for member in members]
+    starts = _starts(members, crew)
     whole = all(_said_or_to_come(members, starts, exchange, start) for start in starts)
-    if not whole:
-        for member in members:
+    afresh = not whole or all(member.checkpoints.epoch is None for member in members)
+    # Nobody takes away what another still looks for.
+    crew.meet()
+    for member in members:
+        if not whole:
             member.checkpoints.discard()
-    if all(member.checkpoints.epoch is None for member in members):
-        for member in members:
-            if member.memory is not None:
-                member.memory.clear()
+        if afresh and member.own and member.memory is not None:
+            member.memory.clear()
     return whole
 
 
 def train_in_turn(
-    members: Sequence[Member], inputs: TrainingInputs
+    members: Sequence[Member], inputs: TrainingInputs, crew: Crew
 ) -> Iterator[tuple[Member, EpochRecord]]:
-    """Train all members, an epoch of each after the other; yields each epoch with its member.
+    """Train this process's members, an epoch of each after the other; yields each with its member.
 
     Raises ParameterError, DataError, EnvironmentFault.
     """
     exchange = exchange_of(members[0].params)
     generators = Generators()
-    going = [(member, _training(member, members, inputs, exchange)) for member in members]
+    own = [member for member in members if member.own]
+    going = [(member, _training(member, members, inputs, exchange)) for member in own]
     for epoch in itertools.count(1):
         for member, training in list(going):
             generators.load_state_dict(member.random)
@@ -123,15 +131,17 @@ def train_in_turn(
         if not going:
             return
         if exchange is not None:
-            _forget(members, exchange, epoch)
+            # By the time that all have told, all have published.
+            _forget(own, _starts(members, crew), exchange, epoch)
 
 
 def end_together(members: Sequence[Member]) -> None:
     """All results stand: nothing is left to continue, and the last predictions are kept."""
     for member in members:
-        member.checkpoints.remove()
-        if member.memory is not None:
-            member.memory.keep_last()
+        if member.own:
+            member.checkpoints.remove()
+            if member.memory is not None:
+                member.memory.keep_last()
 
 
 def _training(
@@ -209,12 +219,16 @@ def _said_or_to_come(
     )
 
 
-def _forget(members: Sequence[Member], exchange: Exchange, next_epoch: int) -> None:
-    """Delete what no member needs, be it to go on now or after a kill, from its checkpoint."""
-    oldest = next_epoch
-    for member in members:
-        if member.checkpoints.enabled:
-            oldest = min(oldest, member.checkpoints.epoch or 0)
+def _starts(members: Sequence[Member], crew: Crew) -> list[int]:
+    """The epoch in which each member's checkpoint goes on, as the process that trains it has it."""
+    return crew.of_all([member.checkpoints.epoch or 0 for member in members])
+
+
+def _forget(
+    members: Sequence[Member], starts: Sequence[int], exchange: Exchange, next_epoch: int
+) -> None:
+    """Delete what nobody needs, be it to go on now or after a kill, from where each `starts`."""
+    oldest = min(next_epoch, *starts) if members[0].checkpoints.enabled else next_epoch
     needed = exchange.taught_by(oldest)
     for member in members:
         if member.memory is not None and needed is not None:

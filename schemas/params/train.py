@@ -69,7 +69,10 @@ class TrainParams(Record):
         None, description="for mean_of 'probs': T of the probabilities that are averaged"
     )
     members: int = Field(
-        1, ge=1, description="students that are trained in turn, with seeds from `seed` on"
+        1,
+        ge=1,
+        description="students with seeds from `seed` on, trained in turn; under torchrun its ranks "
+        "share them out",
     )
     burn_in: int = Field(
         1, ge=1, description="of targets 'peers': first epochs, without a teacher [epochs]"
