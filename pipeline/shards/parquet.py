@@ -20,6 +20,7 @@ from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.shards.hashing import HashingFile
 from softlabel.pipeline.shards.packing import Packing, payload_bytes
 from softlabel.pipeline.shards.parquet_columns import shard_schema, to_batch, to_block
+from softlabel.pipeline.shards.parquet_pages import GroupPages
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import SHARD_METADATA_KEY
 
@@ -106,6 +107,9 @@ class ParquetWriter:
 class ParquetReader:
     """Reads row ranges of one label shard; the last decoded row group is kept.
 
+    Where few rows of a row group are wanted, its wide columns are read by pages, and only the
+    others whole.
+
     Raises DataError when the file is damaged or belongs to another set.
     """
 
@@ -121,6 +125,8 @@ class ParquetReader:
         rows = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self._group: tuple[int, LabelBlock] | None = None
+        self._pages: tuple[int, GroupPages] | None = None
+        self._narrow: pa.Table | None = None
 
     @property
     def rows(self) -> int:
@@ -132,10 +138,9 @@ class ParquetReader:
         end = first + rows
         while first < end:
             group = int(np.searchsorted(self._starts, first, side="right")) - 1
-            block = self._read_group(group)
             offset = first - int(self._starts[group])
-            taken = min(end - first, len(block) - offset)
-            yield block.slice(offset, taken)
+            taken = min(end, int(self._starts[group + 1])) - first
+            yield self._rows_of(group, offset, taken)
             first += taken
 
     def keys(self) -> pa.ChunkedArray:
@@ -145,15 +150,61 @@ class ParquetReader:
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(str(error)) from error
 
+    def _rows_of(self, group: int, first: int, rows: int) -> LabelBlock:
+        held = self._group is not None and self._group[0] == group
+        if not held and rows < self._starts[group + 1] - self._starts[group]:
+            block = self._read_pages(group, first, rows)
+            if block is not None:
+                return block
+        return self._read_group(group).slice(first, rows)
+
     def _read_group(self, group: int) -> LabelBlock:
         if self._group is None or self._group[0] != group:
-            try:
-                table = self._file.read_row_group(group).combine_chunks()
-                block = to_block(table, self._packing)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise self._damaged(str(error)) from error
-            self._group = (group, block)
+            self._let_go()
+            self._group = (group, self._block(self._read_columns(group, None)))
         return self._group[1]
+
+    def _read_pages(self, group: int, first: int, rows: int) -> LabelBlock | None:
+        """These rows by their pages; None where the group is to be read whole."""
+        names = self._file.schema_arrow.names
+        if self._pages is None or self._pages[0] != group:
+            self._let_go()
+            try:
+                pages = GroupPages(self._path, self._file.metadata, group, names)
+            except OSError as error:
+                raise self._damaged(str(error)) from error
+            self._pages = (group, pages)
+        pages = self._pages[1]
+        if not pages.afford(first, rows):
+            return None
+        wide = pages.read(first, rows)
+        if wide is None:
+            return None
+        if self._narrow is None:
+            others = [name for name in names if name not in pages.columns]
+            self._narrow = self._read_columns(group, others)
+        table = self._narrow.slice(first, rows)
+        for name, values in wide.items():
+            field = self._file.schema_arrow.field(name)
+            buffers = [None, pa.py_buffer(values)]
+            array = pa.FixedSizeBinaryArray.from_buffers(field.type, rows, buffers)
+            table = table.append_column(field, array)
+        return self._block(table)
+
+    def _let_go(self) -> None:
+        self._group = self._pages = self._narrow = None
+
+    def _read_columns(self, group: int, names: list[str] | None) -> pa.Table:
+        try:
+            return self._file.read_row_group(group, columns=names).combine_chunks()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._damaged(str(error)) from error
+
+    def _block(self, table: pa.Table) -> LabelBlock:
+        try:
+            return to_block(table, self._packing)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
 
     def _check_metadata(self) -> None:
         text = (self._file.schema_arrow.metadata or {}).get(SHARD_METADATA_KEY)
