@@ -177,11 +177,16 @@ def _check_pictures(pictures: StoredArray) -> None:
         )
 
 
-def _check_labels(pictures: StoredArray, labels: StoredArray) -> None:
+def check_label_kind(labels: StoredArray) -> None:
+    """Raise DataError where these are no numbers of classes."""
     if labels.dtype.kind not in "iu":
         raise DataError(
             f"{labels.place}: holds labels of {labels.dtype}; save the classes' numbers as integers"
         )
+
+
+def _check_labels(pictures: StoredArray, labels: StoredArray) -> None:
+    check_label_kind(labels)
     if len(labels.shape) != 1 and (len(labels.shape), *labels.shape[1:]) != (2, 1):
         raise DataError(
             f"{labels.place}: expected labels [N], got {list(labels.shape)}; save one a picture"

@@ -1,4 +1,4 @@
-"""Pictures in NumPy's files: `.npy` with labels beside it, and `.npz` with both.
+"""Pictures in NumPy's files, `.npy` with labels beside it, `.npz` with both; or numbers in `.npz`.
 
 `NAME.npy` has its labels in `NAME.labels.npy`, `images.npy` also in `labels.npy`. An `.npz` holds
 its pictures as `images`, `x` or `x_train`, its labels as `labels`, `y` or `y_train`. Keys are
@@ -7,6 +7,7 @@ its pictures as `images`, `x` or `x_train`, its labels as `labels`, `y` or `y_tr
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import math
 import struct
@@ -25,6 +26,7 @@ from softlabel.pipeline.sources.array_shard import (
     array_source,
     chosen_one,
 )
+from softlabel.pipeline.sources.array_table import LABELS, can_be_column, open_array_tables
 from softlabel.pipeline.sources.files import is_file, opened, refuse_remote, size_of
 from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.remote_array import RemoteArray
@@ -35,7 +37,6 @@ from softlabel.schemas.sample import Array
 
 LABELS_SUFFIX = ".labels.npy"
 PICTURES = ("images", "x", "x_train")
-LABELS = ("labels", "y", "y_train")
 # What a compressed member may hold: it is unpacked whole.
 MAX_BYTES = 16 * 2**30
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -61,6 +62,16 @@ def open_arrays(path: Location, files: Sequence[Location]) -> Source:
     pictures = [file for file in files if not _holds_labels(file)]
     if not pictures:
         raise DataError(f"{path}: holds labels and no pictures; name the file of pictures")
+    here = [file for file in pictures if isinstance(file, Path) and file.suffix == ".npz"]
+    tables = {file: table for file in here if (table := _table(file))}
+    if len(tables) == len(pictures):
+        return open_array_tables(path, tables)
+    if tables:
+        other = next(file for file in pictures if file not in tables)
+        raise DataError(
+            f"{path}: {next(iter(tables)).name} holds numbers and {other.name} pictures; give them "
+            "one by one"
+        )
     return array_source(path, [_shard(file) for file in pictures])
 
 
@@ -126,6 +137,33 @@ def _npz(path: Path) -> tuple[StoredArray, StoredArray | None]:
     return pictures, chosen_one(path, found, "labels")
 
 
+def _table(path: Path) -> dict[str, StoredArray]:
+    """The arrays of an `.npz` that are columns of numbers; none where it has pictures."""
+    if not path.is_file():
+        raise no_such_source(path)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            for name in (name.removesuffix(".npy") for name in names):
+                with contextlib.suppress(_Pickled):
+                    arrays[name] = _member(path, name, archive)
+    except FAULTS as error:
+        raise _bad_npz(path, error) from error
+    if any(_like_pictures(name, array) for name, array in arrays.items()):
+        return {}
+    return {name: array for name, array in arrays.items() if can_be_column(name, array)}
+
+
+def _like_pictures(name: str, array: StoredArray) -> bool:
+    as_shaped, as_stored = len(array.shape) in (3, 4), array.dtype == np.uint8
+    return (as_shaped or as_stored) if name in PICTURES else (as_shaped and as_stored)
+
+
+class _Pickled(ValueError):
+    """An array of Python objects."""
+
+
 def _member(path: Path, name: str, archive: zipfile.ZipFile) -> StoredArray:
     with archive.open(f"{name}.npy") as file:
         shape, _, dtype = _read_header(file)
@@ -169,7 +207,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.ge
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds pickled objects")
+        raise _Pickled("it holds pickled objects")
     return shape, fortran, dtype
 
 

@@ -1,12 +1,13 @@
-"""A folder that Hugging Face's `Dataset.save_to_disk` wrote: Arrow streams of encoded pictures.
+"""A folder that Hugging Face's `Dataset.save_to_disk` wrote: Arrow streams of pictures or numbers.
 
-Columns: see `picture_columns`; the key is column `key`, `__key__` or `id`, else the row's number.
+Columns: see `picture_columns` and `number_columns`; the key is column `key`, `__key__` or `id`,
+else the row's number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,21 @@ import pyarrow as pa
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.sources.label_columns import (
+    TableColumns,
     check_agreement,
     checked_features,
     checked_keys,
     features_of,
 )
-from softlabel.pipeline.sources.picture_columns import PIECE_ROWS, PictureColumns, find_columns
+from softlabel.pipeline.sources.number_columns import NumberColumns, find_numbers
+from softlabel.pipeline.sources.picture_columns import PIECE_ROWS, find_columns, has_pictures
 from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
+from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.teacher import NumberInput
 
 STATE_FILE = "state.json"
 INFO_FILE = "dataset_info.json"
@@ -57,14 +62,18 @@ def open_hf_disk(path: Path) -> Source:
     found = {file: _look_into(file, features) for file in files}
     if found:
         check_agreement(path, {file: columns for file, (columns, _) in found.items()})
-    shards = [ArrowPictures(file, columns, starts) for file, (columns, starts) in found.items()]
-    return Source(path, shards, shards[0].columns.others.classes if shards else ())
+    shards = [ArrowTable(file, columns, starts) for file, (columns, starts) in found.items()]
+    if not shards:
+        return Source(path, (), ())
+    first = shards[0].columns
+    numbers = first.numbers if isinstance(first, NumberColumns) else None
+    return Source(path, shards, first.others.classes, numbers=numbers)
 
 
-class ArrowPictures:
+class ArrowTable:
     """One Arrow stream, mapped into memory while it is read."""
 
-    def __init__(self, path: Path, columns: PictureColumns, starts: npt.NDArray[np.int64]) -> None:
+    def __init__(self, path: Path, columns: TableColumns, starts: npt.NDArray[np.int64]) -> None:
         self.name = path.name
         self.rows = int(starts[-1])
         self.bytes = path.stat().st_size
@@ -100,9 +109,14 @@ class ArrowPictures:
         """SHA-256 of the file as it is now."""
         return file_sha256(self._path)
 
-    def reopen(self) -> ArrowPictures:
+    def reopen(self) -> ArrowTable:
         """The same file for another thread."""
-        return ArrowPictures(self._path, self.columns, self._starts)
+        return ArrowTable(self._path, self.columns, self._starts)
+
+    def taking(self, wanted: Sequence[NumberInput] | Sequences) -> ArrowTable:
+        """The same table of numbers with these inputs to read."""
+        assert isinstance(self.columns, NumberColumns)
+        return ArrowTable(self._path, self.columns.taking(wanted), self._starts)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -128,9 +142,10 @@ class _Stream:
 
 def _look_into(
     path: Path, features: Mapping[str, Any]
-) -> tuple[PictureColumns, npt.NDArray[np.int64]]:
+) -> tuple[TableColumns, npt.NDArray[np.int64]]:
     stream = _map(path)
-    columns = find_columns(
+    find = find_columns if has_pictures(stream.schema) else find_numbers
+    columns: TableColumns = find(
         path,
         stream.schema,
         features or features_of(path, stream.schema),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,95 @@ def test_a_table_is_labelled_and_verified(tabular: Project, command: Command) ->
     assert "negative control" in checked.stdout
     planned = command("plan", "--teacher=teacher.onnx", *TOLD, "--source=rows")
     assert planned.code == 0, planned.stderr
+
+
+def saved_to_disk(project: Project) -> pa.Table:
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = table()
+    datasets.Dataset(rows).save_to_disk(str(project.root / "rows"), num_shards=2)
+    return rows
+
+
+def arrays(rows: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "age": np.array(rows["age"]),
+        # In Fortran order and with the other end first: what the file holds, not how.
+        "sizes": np.asfortranarray(np.array(rows["sizes"].to_pylist(), ">f8")),
+        "tokens": np.array(rows["tokens"].to_pylist(), np.int16),
+        "y": np.array(rows["label"]),
+        "id": np.array(rows["id"].to_pylist()),
+        "remarks": np.array(rows["remark"].to_pylist(), object),
+    }
+
+
+def save(path: Path, held: dict[str, npt.NDArray[Any]], packed: bool = False) -> None:
+    write: Callable[..., None] = np.savez_compressed if packed else np.savez
+    write(path, **held)
+
+
+def in_npz(project: Project) -> pa.Table:
+    rows = table()
+    (project.root / "rows").mkdir()
+    save(project.root / "rows/part-0.npz", arrays(rows.slice(0, 200)), packed=False)
+    save(project.root / "rows/part-1.npz", arrays(rows.slice(200)), packed=True)
+    return rows
+
+
+@pytest.mark.parametrize("write", [saved_to_disk, in_npz])
+def test_other_files_of_the_same_numbers_get_the_same_labels(
+    tabular: Project, command: Command, write: Callable[[Project], pa.Table]
+) -> None:
+    rows = write(tabular)
+    assert command(*INFER, *TOLD, "--source=rows").code == 0
+    labels = softlabel.open("labels")
+    block = labels.lookup(rows["id"].combine_chunks())
+    np.testing.assert_allclose(
+        block.logits() + block.shift[:, None], expected(rows), rtol=1e-5, atol=1e-4
+    )
+    assert labels.manifest.statistics.correct == ROWS
+    checked = command("verify", "--source=rows", "--teacher=teacher.onnx", "--labels=labels")
+    assert checked.code == 0, checked.stderr
+    assert "negative control" in checked.stdout
+
+
+def test_arrays_without_keys_are_numbered(tabular: Project, command: Command) -> None:
+    held = arrays(table())
+    save(Path("rows.npz"), {name: held[name] for name in INPUTS})
+    assert command(*INFER, *TOLD, "--source=rows.npz").code == 0
+    assert next(softlabel.open("labels").batches(2)).keys.to_pylist()[1] == "rows-00000001"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"tokens": np.zeros((9, 4), int)}, ["'age' has 300 rows, 'tokens' has 9; save one row"]),
+        ({"y": np.zeros(ROWS)}, ["y: holds labels of float64"]),
+        ({"labels": np.zeros(ROWS, int)}, ["the labels may be in 'labels' and 'y'"]),
+        ({"age": np.full(ROWS, "old")}, ["has no column of numbers 'age'"]),
+        ({"age": None}, ["no column of numbers 'age'", "it has 'sizes', 'tokens'"]),
+        ({"age": np.full(ROWS, np.uint64(2**60 + 1))}, ["key 'row-0': column 'age' holds"]),
+        ({"id": np.array(["", *"x" * (ROWS - 1)])}, ["row 0 has an empty key"]),
+        ({"id": np.array(["row-0"] * ROWS)}, ["row-0", "twice"]),
+    ],
+)
+def test_arrays_that_are_no_table(
+    tabular: Project, command: Command, changed: dict[str, Any], words: list[str]
+) -> None:
+    held = arrays(table()) | changed
+    save(Path("rows.npz"), {name: array for name, array in held.items() if array is not None})
+    refused(command(*INFER, *TOLD, "--source=rows.npz"), 3, *words)
+
+
+def test_numbers_beside_pictures(tabular: Project, command: Command) -> None:
+    in_npz(tabular)
+    np.savez("rows/c.npz", images=np.zeros((3, 8, 8), np.uint8))
+    refused(
+        command(*INFER, *TOLD, "--source=rows/{part-0,c}.npz"),
+        3,
+        "part-0.npz holds numbers and c.npz pictures; give them one by one",
+    )
 
 
 def test_what_its_last_layer_takes_is_stored_too(tabular: Project, command: Command) -> None:

@@ -159,6 +159,25 @@ def test_padding_of_the_tokenizer_is_not_stored(
     check_stored(tokens())
 
 
+def test_sequences_in_an_npz_and_in_a_saved_dataset(
+    empty_project: Project, command: Command
+) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = tokens()
+    columns = {"id": [f"row-{row}" for row in range(len(rows))], **padded(rows, left=True)}
+    datasets.Dataset(pa.table(columns)).save_to_disk(str(empty_project.root / "saved"))
+    arrays = {name: np.array(pa.array(values).to_pylist()) for name, values in columns.items()}
+    np.savez(empty_project.root / "rows.npz", allow_pickle=False, **arrays)
+    teacher(empty_project)
+    for source in ("saved", "rows.npz"):
+        flags = (f"--source={source}", "--codec=dense-f32", "--if-different=replace")
+        ended = command(*INFER, *flags)
+        assert ended.code == 0, ended.stderr
+        check_stored(rows)
+
+
 def test_a_length_column_says_where_padding_begins(
     empty_project: Project, command: Command
 ) -> None:
