@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 from label_worlds import BATCH, SHARD, World, make_world
 
-from softlabel.pipeline.labelset.folder import claim, close
+from softlabel.pipeline.labelset.closing import close
+from softlabel.pipeline.labelset.folder import claim
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.tally import Tally

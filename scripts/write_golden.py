@@ -36,7 +36,8 @@ import pyarrow as pa
 from softlabel.pipeline.codecs.codec import encode_rows
 from softlabel.pipeline.codecs.factored import Head
 from softlabel.pipeline.codecs.numerics import kl_sums
-from softlabel.pipeline.labelset.folder import claim, close, publish_head
+from softlabel.pipeline.labelset.closing import close
+from softlabel.pipeline.labelset.folder import claim, publish_head
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import writing_shard

@@ -16,20 +16,11 @@ from softlabel.pipeline.inference.prior import sampled_prior
 from softlabel.pipeline.inference.runner import BusyTime, label_shards
 from softlabel.pipeline.inference.task import Task, open_task
 from softlabel.pipeline.inference.trial import try_teacher
-from softlabel.pipeline.labelset.folder import (
-    check_same_making,
-    claim,
-    close,
-    close_together,
-    described,
-    finished_shards,
-    publish_head,
-    remove_shards,
-    reopen,
-    standing_plan,
-)
+from softlabel.pipeline.labelset.closing import close, close_together, described
+from softlabel.pipeline.labelset.folder import claim, publish_head, remove_shards, reopen
 from softlabel.pipeline.labelset.lease import Lease, Share, turn
 from softlabel.pipeline.labelset.making import plain, writing_folder
+from softlabel.pipeline.labelset.standing import check_same_making, finished_shards, standing_plan
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.deriving.conversion import Converter
 from softlabel.pipeline.deriving.rewriting import read_receipts, total_fidelity
-from softlabel.pipeline.labelset.folder import read_plan, read_receipt, remove_shards
+from softlabel.pipeline.labelset.folder import remove_shards
 from softlabel.pipeline.labelset.keys import KeySet, miscounted_keys
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.making import writing_folder
 from softlabel.pipeline.labelset.portions import RowReader, shard_name
+from softlabel.pipeline.labelset.standing import read_plan, read_receipt
 from softlabel.pipeline.publish import publishing
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.hashing import HashingReader

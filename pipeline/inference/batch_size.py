@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from softlabel.pipeline.inference.task import Task
-from softlabel.pipeline.labelset.folder import read_plan
 from softlabel.pipeline.labelset.making import plain
+from softlabel.pipeline.labelset.standing import read_plan
 from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.teachers.devices import free_memory, resident_memory
 from softlabel.pipeline.teachers.ensemble import EnsembleSession

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softlabel.pipeline.inference.plan import plan_shards
-from softlabel.pipeline.labelset.folder import (
+from softlabel.pipeline.labelset.folder import replaced_folder
+from softlabel.pipeline.labelset.standing import (
     check_same_making,
     different_fields,
     finished_shards,
     read_plan,
     read_receipt,
-    replaced_folder,
 )
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.layouts import open_shard, writing_shard

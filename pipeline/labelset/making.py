@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softlabel.pipeline.codecs.factored import Head
-from softlabel.pipeline.labelset.folder import (
-    DISCARDED,
-    REPLACED,
-    claim,
-    close,
-    finished_shards,
-    publish_head,
-    reopen,
-    standing_plan,
-)
+from softlabel.pipeline.labelset.closing import close
+from softlabel.pipeline.labelset.folder import DISCARDED, REPLACED, claim, publish_head, reopen
 from softlabel.pipeline.labelset.lease import Lease, Share, lease
+from softlabel.pipeline.labelset.standing import finished_shards, standing_plan
 from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.schemas.errors import EnvironmentFault, IdentityError, ParameterError

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.codecs.codec import encode_rows
 from softlabel.pipeline.codecs.numerics import Floats
-from softlabel.pipeline.labelset.folder import close, finished_shards, read_receipt, reopen
+from softlabel.pipeline.labelset.closing import close
+from softlabel.pipeline.labelset.folder import reopen
 from softlabel.pipeline.labelset.keys import KeySet, few, miscounted_keys
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.labelset.portions import shard_name
+from softlabel.pipeline.labelset.standing import finished_shards, read_receipt
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.shards.layouts import open_shard, writing_shard

@@ -18,8 +18,8 @@ from softlabel.cli import run as command_line
 from softlabel.pipeline.checking import detectors
 from softlabel.pipeline.codecs.codec import shift_rows
 from softlabel.pipeline.labelset import integrity
-from softlabel.pipeline.labelset.folder import read_plan
 from softlabel.pipeline.labelset.labelset import LabelSet, read_manifest
+from softlabel.pipeline.labelset.standing import read_plan
 from softlabel.pipeline.shards.layouts import writing_shard
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.sources.opening import open_source

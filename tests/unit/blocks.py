@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from softlabel.pipeline.codecs.codec import shift_rows
 from softlabel.pipeline.codecs.factored import Head
-from softlabel.pipeline.labelset.folder import close
+from softlabel.pipeline.labelset.closing import close
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import writing_shard

@@ -15,7 +15,7 @@ from softlabel.pipeline.codecs.codec import Columns, ShiftedRows, shift_rows
 from softlabel.pipeline.codecs.make import make_codec
 from softlabel.pipeline.inference.plan import plan_shards
 from softlabel.pipeline.inference.runner import label_shards
-from softlabel.pipeline.labelset.folder import close
+from softlabel.pipeline.labelset.closing import close
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard

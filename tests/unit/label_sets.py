@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from softlabel.pipeline.codecs.factored import Factored
-from softlabel.pipeline.labelset.folder import close, publish_head
+from softlabel.pipeline.labelset.closing import close
+from softlabel.pipeline.labelset.folder import publish_head
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.publish import publish_bytes
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
