@@ -53,6 +53,23 @@ def test_other_libraries_say_the_same(
     assert got.mce == pytest.approx(float(theirs), abs=1e-6)
 
 
+def test_netcal_says_the_same(
+    rows: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
+) -> None:
+    # It takes seconds to import.
+    from netcal.metrics import ECE, MCE
+
+    logits, labels = rows
+    got = figures(logits, labels)
+    probs = softmax(logits.astype(np.float64), axis=1)
+    own = [ECE(BINS).measure(probs[:, one], (labels == one).astype(int)) for one in range(CLASSES)]
+    assert got.ece == pytest.approx(ECE(BINS).measure(probs, labels), abs=1e-12)
+    assert got.mce == pytest.approx(MCE(BINS).measure(probs, labels), abs=1e-12)
+    assert got.classwise_ece == pytest.approx(np.mean(own), abs=1e-12)
+    wanted = ECE(BINS, equal_intervals=False).measure(probs, labels)
+    assert got.adaptive_ece == pytest.approx(wanted, abs=1e-12)
+
+
 def test_classwise_ece_is_the_mean_over_classes(
     rows: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
 ) -> None:
