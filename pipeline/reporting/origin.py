@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
@@ -76,7 +76,7 @@ def shown_path(path: PurePath | Url) -> str:
 
 def commands(
     params: ReportParams,
-    evaluation: EvaluateReport,
+    evaluation: EvaluateReport | None,
     cards: Sequence[StudentCard],
     trained: Sequence[TrainReport],
     labels: LabelSet | None,
@@ -87,16 +87,12 @@ def commands(
         seeds = sorted({card.seed for card in cards if card.run == run})
         settings = next((one.settings for one in trained if one.run == run), {})
         found.append(Command(f"train “{run}”", _train(run, seeds, settings)))
-    models = [part for path in params.models for part in ("--models", path)]
-    evaluate: list[object] = [*models, "--source", evaluation.source]
-    if evaluation.label_set is not None:
-        evaluate += ["--labels", evaluation.label_set.folder]
-    evaluate += ["--output", params.evaluation]
-    found.append(Command("measure the students", _line("evaluate", *evaluate)))
+    if evaluation is not None:
+        found.append(Command("measure the students", _evaluate(params, evaluation)))
     if params.calibration is not None:
         line = _line("calibrate", "--output", params.calibration)
         found.append(Command("fit the teacher's temperature", line))
-    found.append(Command("write this page", _report(params, models)))
+    found.append(Command("write this page", _report(params)))
     return tuple(found)
 
 
@@ -150,8 +146,21 @@ def _train(run: str, seeds: Sequence[int], settings: Mapping[str, object]) -> st
     return f"for seed in {' '.join(map(str, seeds))}; do {line} $seed; done"
 
 
-def _report(params: ReportParams, models: Sequence[str | Path]) -> str:
-    flags: list[object] = ["--evaluation", params.evaluation, *models]
+def _evaluate(params: ReportParams, evaluation: EvaluateReport) -> str:
+    flags = [*_models(params), "--source", evaluation.source]
+    if evaluation.label_set is not None:
+        flags += ["--labels", evaluation.label_set.folder]
+    return _line("evaluate", *flags, "--output", params.evaluation)
+
+
+def _models(params: ReportParams) -> list[object]:
+    return [part for path in params.models for part in ("--models", path)]
+
+
+def _report(params: ReportParams) -> str:
+    flags: list[object] = []
+    if params.evaluation is not None:
+        flags += ["--evaluation", params.evaluation, *_models(params)]
     for name in ("labels", "source", "calibration"):
         value = getattr(params, name)
         flags += [] if value is None else [f"--{name}", value]

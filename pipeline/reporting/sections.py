@@ -146,8 +146,15 @@ def classes_section(evaluation: EvaluateReport, colours: Mapping[str, str]) -> S
     return {"by-class": spec}, {"by_class": shown}
 
 
+def no_students_section() -> Section:
+    """What the template shows where nothing but a label set is there."""
+    nothing: dict[str, Any] = dict.fromkeys(("runs", "curves", "curve_runs", "reliability"), ())
+    few = {"few_rows": reliability.FEW_ROWS}
+    return {}, nothing | few | {"information": None, "by_class": None}
+
+
 def projection_section(
-    evaluation: EvaluateReport, teacher: Projection | None, cards: Sequence[StudentCard]
+    runs: Sequence[RunMetrics], teacher: Projection | None, cards: Sequence[StudentCard]
 ) -> Section:
     """Three classes on the plane of their templates: a panel a run, and one of the teacher.
 
@@ -155,7 +162,7 @@ def projection_section(
     """
     ways = {card.run: wording.how_trained(card) for card in cards}
     found: list[tuple[str, str, Projection | None]] = [("The teacher", "", teacher)]
-    found += [(run.run, ways.get(run.run, ""), run.projection) for run in evaluation.runs]
+    found += [(run.run, ways.get(run.run, ""), run.projection) for run in runs]
     three = next((one.classes for _, _, one in reversed(found) if one is not None), None)
     specs: dict[str, Any] = {}
     panels: list[dict[str, Any]] = []

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.schemas.reports import EvaluateReport
 from softlabel.schemas.reports.figures import Spread
 from softlabel.schemas.reports.seeing import RunMetrics
 from softlabel.schemas.reports.training import StudentCard
+from softlabel.schemas.soft_targets import SoftTargetProfile
 
 CLEAR = 2.0
+# Where soft targets show what they hold.
+TOLD_TEMPERATURE = 4.0
 # What a run is called that was trained without a name.
 UNNAMED = "unnamed"
 
@@ -92,6 +96,32 @@ def result(evaluation: EvaluateReport, cards: Mapping[str, StudentCard]) -> tupl
             named.append(f"{way}: {percent(base.accuracy)}{_best_of(base, group)}")
             worth.append(verdict(best.accuracy, base.accuracy, way))
     return f"{reached}; {'; '.join(named)}.", " ".join(worth)
+
+
+def labels_alone(labels: LabelSet, profile: SoftTargetProfile) -> tuple[str, str]:
+    """What a label set holds, and how right and how open its teacher is, where no student is."""
+    manifest = labels.manifest
+    size = sum(shard.bytes for shard in manifest.shards)
+    holds = (
+        f"{count(manifest.rows, 'soft label')} of {labels.num_classes:,} classes in "
+        f"{file_size(size)}: {size / max(manifest.rows, 1):,.0f} bytes each "
+        f"({manifest.identity.codec})."
+    )
+    said = []
+    counts = manifest.statistics
+    if counts.labelled:
+        right = 100 * counts.correct / counts.labelled
+        said.append(
+            f"The teacher's first choice is the hard label for {right:.1f}\u00a0% of "
+            f"{count(counts.labelled, 'row')}."
+        )
+    for at in profile.temperatures:
+        if at.temperature == TOLD_TEMPERATURE:
+            said.append(
+                f"At T\u00a0=\u00a0{at.temperature:g} its soft targets have {at.entropy:.2f} of "
+                f"at most {math.log(labels.num_classes):.2f} nats of entropy."
+            )
+    return holds, " ".join(said)
 
 
 def verdict(soft: Spread, hard: Spread, way: str) -> str:

@@ -59,8 +59,10 @@ class EvaluateParams(Record):
 class ReportParams(Record):
     """Make one self-contained HTML page of what came out."""
 
-    evaluation: Path = Field(
-        Path("reports/evaluate"), description="folder that 'softlabel evaluate' wrote"
+    evaluation: Path | None = Field(
+        Path("reports/evaluate"),
+        description="folder that 'softlabel evaluate' wrote; without it and students the page is "
+        "of the label set alone",
     )
     models: tuple[Path, ...] = Field(
         (Path("models/students"),), description="student folders whose curves are shown"

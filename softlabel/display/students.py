@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from softlabel.display.words import histogram, reject_lines
+from softlabel.display.words import counted, histogram, reject_lines
 from softlabel.schemas.reports import CalibrateReport, EvaluateReport, PageReport, TrainReport
 from softlabel.schemas.reports.figures import Spread
 from softlabel.schemas.reports.seeing import LabelSetMetrics, StudentMetrics
@@ -98,7 +98,8 @@ def _spread(spread: Spread, factor: float = 1, unit: str = "") -> str:
 
 def page(report: PageReport) -> str:
     """The page, its size and what it shows."""
+    students = f"{counted(report.students, 'student')}, " if report.students else ""
     return (
-        f"wrote {report.output}: {report.bytes / 2**20:.1f} MiB, {report.students} students, "
-        f"{report.samples} samples; open it in a browser"
+        f"wrote {report.output}: {report.bytes / 2**20:.1f} MiB, {students}"
+        f"{counted(report.samples, 'sample')}; open it in a browser"
     )

@@ -1,9 +1,12 @@
 """A small finished project for the report's tests: source, label set, students and evaluation."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +51,9 @@ from softlabel.schemas.sample import SampleBlock
 from softlabel.schemas.teacher import Preprocess
 from tests.unit.label_sets import numbered, write_set
 
+if TYPE_CHECKING:
+    from tests.conftest import Outcome, Project
+
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 ROWS = 400
 TEACHER = (hashlib.sha256(b"teacher").hexdigest(),)
@@ -78,6 +84,23 @@ HOSTILE = (
 )
 
 World = Callable[..., ReportParams]
+
+
+@pytest.fixture(scope="session")
+def finished_demo(
+    tmp_path_factory: pytest.TempPathFactory, unpack: Callable[[Path], Project]
+) -> tuple[Project, Outcome]:
+    """An unpacked archive in which `make demo`'s two commands have run, with short training.
+
+    And what the second said. Minutes long: for slow tests, which leave it as it is.
+    """
+    project = unpack(tmp_path_factory.mktemp("archive") / "softlabel")
+    project.set_params({"train_teacher.epochs": 4, "train_student.epochs": 2})
+    settled = project.call("bash", "scripts/settle_scm.sh")
+    assert settled.code == 0, settled.stderr
+    outcome = project.call("dvc", "repro")
+    assert outcome.code == 0, outcome.stdout + outcome.stderr
+    return project, outcome
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ import pytest
 
 import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.progress import Quiet
 from softlabel.pipeline.reporting.wording import percent, plain
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import ConvertParams, ReportParams
@@ -21,6 +23,7 @@ from softlabel.stages.report import run
 from tests.unit.blocks import block_of, packing_of, write_set
 
 World = Callable[..., ReportParams]
+EVALUATION = Path("reports/evaluate/evaluate.json")
 VOID = {"meta", "img", "input", "br", "link"}
 
 
@@ -69,9 +72,7 @@ def test_the_numbers_are_those_of_the_evaluation(make_world: World) -> None:
     assert (report.students, report.samples) == (8, 12)
     assert report.bytes == params.output.stat().st_size
     page = Page(params.output)
-    evaluation = EvaluateReport.model_validate_json(
-        (params.evaluation / "evaluate.json").read_bytes()
-    )
+    evaluation = EvaluateReport.model_validate_json(EVALUATION.read_bytes())
     values = [float(str(one["value"])) for one in page.all("data")]
     for run_ in evaluation.runs:
         for text in (percent(run_.accuracy), plain(run_.nll), percent(run_.ece, 2)):
@@ -115,7 +116,7 @@ def test_the_numbers_by_class_are_those_of_the_evaluation(make_world: World) -> 
     params = make_world()
     run(params)
     page = Page(params.output)
-    evaluation = json.loads((params.evaluation / "evaluate.json").read_text())
+    evaluation = json.loads(EVALUATION.read_text())
     values = {float(str(one["value"])) for one in page.all("data")}
     for index, run_ in enumerate(evaluation["runs"]):
         assert set(run_["by_class"]["agreement"]) | {run_["projection"]["spread"]} <= values
@@ -287,6 +288,86 @@ def test_without_the_source_there_are_bars_and_no_pictures(make_world: World) ->
     assert "What the teacher sees" in page.text
 
 
+class Said(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def alone(make_world: World) -> Said:
+    """Enter a project in which no student ever was."""
+    make_world()
+    shutil.rmtree("models")
+    shutil.rmtree("reports")
+    return Said()
+
+
+def test_a_label_set_alone(make_world: World) -> None:
+    said = alone(make_world)
+    report = run(ReportParams(), said)
+    assert said.lines == ["no reports/evaluate/evaluate.json: the page is of the label set alone"]
+    assert (report.students, report.samples) == (0, 12)
+    page = Page(report.output)
+    manifest = open_labelset("labels").manifest
+    size = f"{manifest.shards[0].bytes / 400:.0f} bytes each (dense-f16)"
+    assert page.text.startswith("What the soft labels say ")
+    assert re.search(rf"400 soft labels of 10 classes in \d+\.\d kB: {re.escape(size)}", page.text)
+    assert report.soft_targets is not None
+    (at,) = (one for one in report.soft_targets.temperatures if one.temperature == 4)
+    assert f"soft targets have {at.entropy:.2f} of at most 2.30 nats" in page.text
+    right = 100 * manifest.statistics.correct / manifest.statistics.labelled
+    assert f"the hard label for {right:.1f} % of 400 rows" in page.text
+    assert "student" not in page.text
+    verbs = re.findall("softlabel (infer|train-student|evaluate|calibrate|report --)", page.text)
+    assert verbs == ["infer", "report --"]
+    ids = {one["id"] for _, one in page.tags if "id" in one}
+    assert {str(one["href"]).removeprefix("#") for one in page.all("a")} <= ids
+    boxes = [one["data-plot"] for one in page.all("div") if "data-plot" in one]
+    assert sorted(map(str, boxes)) == sorted(page.data()["plots"])
+
+
+def test_a_label_set_with_its_calibration_alone(make_world: World) -> None:
+    params = make_world().model_copy(update={"evaluation": None})
+    run(params)
+    page = Page(params.output)
+    assert "before and after temperature scaling" in page.text
+    assert "seeds" not in page.text
+    assert {"teacher-before", "teacher-after"} <= set(page.data()["plots"])
+
+
+def test_what_is_not_there_by_default_is_left_out_and_said(make_world: World) -> None:
+    make_world()
+    shutil.rmtree("labels")
+    shutil.rmtree("data")
+    said = Said()
+    report = run(ReportParams(), said)
+    assert said.lines == [
+        "no labels: the page has no soft labels",
+        "no data/train: the page has no pictures",
+    ]
+    assert (report.students, report.samples) == (8, 0)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "models", "labels", "source"])
+def test_what_is_given_must_be_there(make_world: World, name: str) -> None:
+    alone(make_world)
+    path = Path("elsewhere")
+    params = ReportParams.model_validate({name: (path,) if name == "models" else path})
+    with pytest.raises(ParameterError, match=r"elsewhere|softlabel evaluate' first"):
+        run(params)
+
+
+def test_nothing_at_all_is_refused(make_world: World) -> None:
+    alone(make_world)
+    shutil.rmtree("labels")
+    with pytest.raises(ParameterError, match="neither an evaluation nor a label set is there; run"):
+        run(ReportParams())
+
+
 def test_hostile_names_are_text(hostile_world: ReportParams, hostile_names: list[str]) -> None:
     run(hostile_world)
     page = Page(hostile_world.output)
@@ -301,7 +382,7 @@ def test_hostile_names_are_text(hostile_world: ReportParams, hostile_names: list
 
 def test_runs_without_a_name_get_one(make_world: World) -> None:
     params = make_world()
-    for path in [*Path("models").rglob("*.json"), params.evaluation / "evaluate.json"]:
+    for path in [*Path("models").rglob("*.json"), EVALUATION]:
         path.write_text(path.read_text().replace('"run": "kd"', '"run": ""'))
     run(params)
     text = Page(params.output).text
@@ -320,7 +401,7 @@ def test_students_of_other_labels_are_pointed_out(make_world: World) -> None:
 
 def test_a_missing_evaluation_says_what_to_run(make_world: World) -> None:
     params = make_world()
-    (params.evaluation / "evaluate.json").unlink()
+    EVALUATION.unlink()
     with pytest.raises(ParameterError, match=r"evaluate.json: .*run 'softlabel evaluate' first"):
         run(params)
 
@@ -353,7 +434,7 @@ def test_no_students_is_a_parameter_error(make_world: World) -> None:
 
 def test_an_empty_evaluation_is_refused(make_world: World) -> None:
     params = make_world()
-    path = params.evaluation / "evaluate.json"
+    path = EVALUATION
     path.write_text(json.dumps(json.loads(path.read_text()) | {"students": [], "runs": []}))
     with pytest.raises(DataError, match="measured no student"):
         run(params)

@@ -4,6 +4,8 @@ As a script it writes a picture of a page's upper part, for the README:
 `python tests/integration/test_report_browser.py reports/report.html docs/report.png`.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 import os
@@ -13,14 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from softlabel.pipeline.codecs.numerics import softmax
+from softlabel.pipeline.sources.opening import open_source
+from softlabel.schemas.labelset import Segment
 from softlabel.schemas.params import ReportParams
 from softlabel.stages.report import run
+
+if TYPE_CHECKING:
+    from tests.conftest import Outcome, Project
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +59,15 @@ HISTOGRAM = """Array.from(document.querySelectorAll("[data-plot=targets-top1] .m
   .map((path) => path.getAttribute("d") + path.getAttribute("transform")).join(" | ")"""
 LINE_OPACITIES = """Array.from(document.querySelectorAll("[data-plot=curve-loss] .mark-line path"),
   (path) => Number(path.getAttribute("opacity") ?? 1))"""
+# The pixels of the gallery's pictures, four values each, by the key beside them.
+SHOWN_PICTURES = """Object.fromEntries(Array.from(document.querySelectorAll(".sample"), (box) => {
+  const picture = box.querySelector("img"), canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  return [box.querySelector("code").title,
+          Array.from(context.getImageData(0, 0, canvas.width, canvas.height).data)];
+}))"""
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 
@@ -236,6 +252,25 @@ def test_nothing_is_wider_than_the_window(
     assert browser.complaints() == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_label_set_alone(
+    browser: Browser,
+    make_world: Callable[[], ReportParams],
+    pictures: Path,
+    size: tuple[int, int],
+    scheme: str,
+) -> None:
+    page = run(make_world().model_copy(update={"evaluation": None, "calibration": None})).output
+    browser.open(page, size, scheme)
+    browser.screenshot(pictures / f"report-labels-{size[0]}-{scheme}.png")
+    marks = browser.value(MARKS)
+    assert set(marks) == {"targets-entropy", "targets-top1", "similarity"}
+    assert min(marks.values()) >= 4
+    assert browser.value("document.documentElement.scrollWidth") == size[0]
+    assert browser.complaints() == []
+
+
 def test_plots_take_the_scheme_s_ink(browser: Browser, page: Path) -> None:
     inks = set()
     for scheme in ("light", "dark"):
@@ -269,6 +304,38 @@ def test_the_slider_moves_bars_and_histograms(
         drawn.append(browser.value(HISTOGRAM))
         filled = sum(rows > 0 for rows in known[expected].top1_rows)
         assert browser.value(f"{HISTOGRAM}.split(' | ').filter(Boolean).length") == filled
+    assert browser.complaints() == []
+
+
+def test_the_report_of_the_demo(
+    browser: Browser, finished_demo: tuple[Project, Outcome], pictures: Path
+) -> None:
+    demo, _ = finished_demo
+    page = demo.root / "reports" / "report.html"
+    browser.open(page)
+    browser.screenshot(pictures / "report-demo.png")
+    marks = browser.value(MARKS)
+    assert set(marks) == {
+        *("seeds", "by-class", "information", "targets-entropy", "targets-top1"),
+        *("curve-loss", "curve-validation_accuracy", "curve-validation_nll", "similarity"),
+        *(f"reliability-{run}{part}" for run in range(3) for part in ("", "-rows")),
+        *(f"teacher-{when}{part}" for when in ("before", "after") for part in ("", "-rows")),
+        *(f"projection-{run}" for run in range(3)),
+    }
+    assert min(marks.values()) >= 1
+    before = browser.value(LIVE_BARS), browser.value(HISTOGRAM)
+    browser.value("document.getElementById('temperature').focus()")
+    browser.press("ArrowRight", 39)
+    browser.wait_for(f"{HISTOGRAM} !== {json.dumps(before[1])}")
+    assert browser.value(LIVE_BARS) != before[0]
+    shown = browser.value(SHOWN_PICTURES)
+    assert len(shown) == 12
+    source = open_source(demo.root / "data" / "train")
+    whole = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
+    samples = source.read(whole)
+    wanted = dict(zip(samples.keys.to_pylist(), samples.inputs, strict=True))
+    for key, pixels in shown.items():
+        np.testing.assert_array_equal(np.reshape(pixels, (8, 8, 4))[:, :, :1], wanted[key])
     assert browser.complaints() == []
 
 
