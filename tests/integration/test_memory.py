@@ -17,9 +17,17 @@ from softlabel.pipeline.codecs.codec import shift_rows
 from softlabel.pipeline.shards import parquet as parquet_shards
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import make_packing
+from softlabel.pipeline.small_models import mlp
+from softlabel.pipeline.sources.parquet import write_source_shard
+from softlabel.pipeline.teachers.models import weights_bytes
+from softlabel.schemas.labelset import sha256_of
+from softlabel.schemas.model import report_json
+from softlabel.schemas.reports.training import StudentCard
+from softlabel.schemas.sample import SampleBlock
 from tests.unit.blocks import packing_of, write_set
 
 CLASSES = 1000
+NAMES = tuple(f"c{number}" for number in range(CLASSES))
 # N rows are several shards of two dozen row groups each: they have filled every queue, and what a
 # shard leaves behind when the next one is opened stands already.
 SHARD_ROWS = 6_250
@@ -82,6 +90,22 @@ import sys
 from softlabel import cli
 assert cli.run(["verify", "--labels", sys.argv[1], "--json"]) == 0
 """
+CALIBRATE = """
+import sys
+from softlabel import cli
+assert cli.run(["calibrate", "--labels", sys.argv[1], "--output", sys.argv[1] + ".json"]) == 0
+"""
+EVALUATE = """
+import sys
+from softlabel import cli
+data = ["--source", sys.argv[1] + "-source", "--models", "student"]
+assert cli.run(["evaluate", *data, "--output", sys.argv[1] + "-figures"]) == 0
+"""
+REPORT = """
+import sys
+from softlabel import cli
+assert cli.run(["report", "--labels", sys.argv[1], "--output", sys.argv[1] + ".html"]) == 0
+"""
 
 
 pytestmark = [
@@ -92,23 +116,25 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """Label sets of N and of 4N rows, of 100 and 400 MB."""
+    """Label sets of N and of 4N rows, of 100 and 400 MB, sources as long, and a student."""
     folder = tmp_path_factory.mktemp("memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet_shards, "ROW_GROUP_BYTES", GROUP_BYTES)
         made = write(folder / "one", SHARDS), write(folder / "four", 4 * SHARDS)
+    write_sources(folder / "one-source", SHARDS)
+    write_sources(folder / "four-source", 4 * SHARDS)
+    write_student(folder / "student")
     yield made
     shutil.rmtree(folder)
 
 
 def write(folder: Path, shards: int) -> Path:
     base = packing_of("dense-f32").identity
-    classes = tuple(f"c{number}" for number in range(CLASSES))
-    packing = make_packing(base.model_copy(update={"classes": classes}))
-    logits = np.random.default_rng(0).normal(0, 4, (SHARD_ROWS, CLASSES)).astype(np.float32)
-    rows = shift_rows(logits)
+    packing = make_packing(base.model_copy(update={"classes": NAMES}))
+    random = np.random.default_rng(0)
+    rows = shift_rows(random.normal(0, 4, (SHARD_ROWS, CLASSES)).astype(np.float32))
     payload = packing.codec.encode(rows)
-    labels = pa.nulls(SHARD_ROWS, pa.int32())
+    labels = pa.array(np.where(random.random(SHARD_ROWS) < 0.6, rows.top1, 0), pa.int32())
 
     def shard(number: int) -> LabelBlock:
         first = number * SHARD_ROWS
@@ -116,6 +142,44 @@ def write(folder: Path, shards: int) -> Path:
         return LabelBlock(keys, labels, rows.top1, rows.shift, payload, packing.codec)
 
     return write_set(folder, packing, [shard(number) for number in range(shards)])
+
+
+def write_sources(folder: Path, shards: int) -> None:
+    """Pictures of one pixel."""
+    folder.mkdir()
+    for number in range(shards):
+        rows = range(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
+        pixels = np.zeros((len(rows), 1, 1, 1), np.uint8)
+        keys = pa.array([f"n{row:07d}" for row in rows])
+        block = SampleBlock(keys, pixels, pa.array(np.arange(len(rows)) % CLASSES, pa.int32()))
+        write_source_shard(folder / f"part-{number:05d}.parquet", block, NAMES)
+
+
+def write_student(folder: Path) -> None:
+    weights = weights_bytes(mlp(CLASSES, inputs=1, hidden=1))
+    card = StudentCard(
+        run="student",
+        seed=0,
+        model="softlabel.pipeline.small_models:mlp",
+        model_args={"inputs": 1, "hidden": 1},
+        weights="student.safetensors",
+        weights_sha256=sha256_of(weights),
+        classes=NAMES,
+        height=1,
+        width=1,
+        channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+        parameters=2 + 2 * CLASSES,
+        loss="hard",
+        temperature=None,
+        soft_weight=None,
+        label_smoothing=0.0,
+        labels_identity_sha256=None,
+    )
+    folder.mkdir()
+    (folder / card.weights).write_bytes(weights)
+    (folder / "student.json").write_bytes(report_json(card))
 
 
 def peak(program: str, *arguments: str) -> int:
@@ -145,8 +209,16 @@ def test_the_measure_sees_growth(sets: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize(
     "program",
-    [READ + PEAK, LOOKUP, INSPECT + PEAK, VERIFY + PEAK],
-    ids=["batches", "lookup", "inspect", "verify"],
+    [
+        READ + PEAK,
+        LOOKUP,
+        INSPECT + PEAK,
+        VERIFY + PEAK,
+        CALIBRATE + PEAK,
+        EVALUATE + PEAK,
+        REPORT + PEAK,
+    ],
+    ids=["batches", "lookup", "inspect", "verify", "calibrate", "evaluate", "report"],
 )
 def test_reading(sets: tuple[Path, Path], program: str) -> None:
     expect_constant(sets, program)
