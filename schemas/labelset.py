@@ -179,6 +179,7 @@ class ExecutionRecord(Record):
     threads: int
     onnxruntime: str
     cuda: str | None = None
+    tensorrt: str | None = None
     options: dict[str, str] | None = None
     packing: str | None = None
     pillow: str | None = None

@@ -13,22 +13,27 @@ from pathlib import Path
 import numpy as np
 
 from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.inference.batch_size import session_at
+from softlabel.pipeline.inference.codec_choice import choose_inner
 from softlabel.pipeline.inference.codec_trial import Losses, Trial, try_packings
 from softlabel.pipeline.inference.plan import batches, plan_shards
 from softlabel.pipeline.inference.prior import PRIOR_ROWS, TailPrior, sampled
 from softlabel.pipeline.inference.runner import naming_the_key, shift_output
-from softlabel.pipeline.inference.task import open_task
+from softlabel.pipeline.inference.task import Task, open_task
 from softlabel.pipeline.inference.usable import none_usable, read_slots
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.shards.packing import Packing, make_packing
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.ensemble import EnsembleSession, Teachers, named
 from softlabel.pipeline.teachers.head import LinearEnd, checking_head, find_head
+from softlabel.pipeline.teachers.inner import InnerOutput
+from softlabel.pipeline.teachers.providers import Tuning
 from softlabel.pipeline.teachers.session import in_class_order
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import ExecutionRecord, Identity, Reject, ShardPlan
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import InferParams, PlanParams
+from softlabel.schemas.params.shared import TeacherDevice
 from softlabel.schemas.reports import CodecPlanReport
 from softlabel.schemas.reports.labelling import CodecTrial, Loss
 from softlabel.schemas.sample import RunTeacher, SampleBlock, TeacherOutput
@@ -66,7 +71,7 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
     """
     progress = progress or Quiet()
     notes: list[str] = []
-    world = _open(params, notes)
+    world = _open(params, notes, progress)
     record = world.record
     progress.say(f"{named(params.teacher)} on {record.device} ({record.provider})")
     packings = _packings(params, world, progress)
@@ -90,34 +95,65 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
     return _report(params, world, clock, tried, [*notes, *_grown(tried)])
 
 
-def _open(params: PlanParams, notes: list[str]) -> _World:
+def _open(params: PlanParams, notes: list[str], progress: Progress) -> _World:
     task = open_task(params)
     sample = sampled(task.source.files, params.rows, params.views)
-    batch = next(batches(sample, params.batch_size, params.views))
+    inner = None
+    if params.features is not None:
+        inner = choose_inner(params.features, None, task.teachers)
+    session, end = _session(params, task, inner, notes, progress)
+    batch = next(batches(sample, session.record.batch_size, params.views))
     first = read_slots(task.source, batch, params.on_bad_sample).samples
-    session, end = _session(params, task.teachers, first, notes)
-    identity = task.identity(params.temperatures, "dense-f32")
+    session, end = _warm(session, end, task, first, params.device, notes)
+    features = None if inner is None else (inner.name, session.features_width(task.blank(1)))
+    identity = task.identity(params.temperatures, "dense-f32", features=features)
     run_teacher = in_class_order(session.run, task.order)
     return _World(task.source, sample, identity, run_teacher, session.record, task.head(end))
 
 
 def _session(
-    params: PlanParams, teachers: Teachers, first: SampleBlock, notes: list[str]
+    params: PlanParams, task: Task, inner: InnerOutput | None, notes: list[str], progress: Progress
 ) -> tuple[EnsembleSession, LinearEnd | None]:
-    """The teacher, warm, and its last linear layer where codec `factored` can use that."""
-    path = teachers.first.path
+    """The teacher, and its last linear layer where codec `factored` may be able to use that."""
+
+    def giving(inner: InnerOutput | None) -> EnsembleSession:
+        return session_at(params.batch_size, task, params.device, inner, Tuning(), progress)
+
+    if inner is not None:
+        notes.append("factored is left out: it stores features of its own; leave --features out")
+        return giving(inner), None
     try:
-        end = _linear_end(teachers)
-        session = EnsembleSession(teachers, params.device, params.batch_size, end.inner)
-        checking_head(session.run, end.head, path)(first.inputs)
+        end = _linear_end(task.teachers)
+        return giving(end.inner), end
     except DataError as error:
-        reason = str(error).removeprefix(f"{path}: ").rpartition(";")[0]
-        notes.append(f"factored is left out: {reason}")
-    else:
-        return session, end
-    session = EnsembleSession(teachers, params.device, params.batch_size)
+        notes.append(_left_out(error, task.teachers))
+    return giving(None), None
+
+
+def _warm(
+    session: EnsembleSession,
+    end: LinearEnd | None,
+    task: Task,
+    first: SampleBlock,
+    device: TeacherDevice,
+    notes: list[str],
+) -> tuple[EnsembleSession, LinearEnd | None]:
+    """The teacher after its first batch, without the last layer where that is not its own."""
+    if end is not None:
+        try:
+            checking_head(session.run, end.head, task.teachers.first.path)(first.inputs)
+        except DataError as error:
+            notes.append(_left_out(error, task.teachers))
+        else:
+            return session, end
+        session = EnsembleSession(task.teachers, device, session.record.batch_size)
     session.run(first.inputs)
     return session, None
+
+
+def _left_out(error: DataError, teachers: Teachers) -> str:
+    reason = str(error).removeprefix(f"{teachers.first.path}: ").rpartition(";")[0]
+    return f"factored is left out: {reason}"
 
 
 def _linear_end(teachers: Teachers) -> LinearEnd:
@@ -167,7 +203,7 @@ def _outputs(
     Raises DataError, naming the key, for NaN, and where none can be used.
     """
     rejects: list[Reject] = []
-    for segments in batches(sample, params.batch_size, params.views):
+    for segments in batches(sample, world.record.batch_size, params.views):
         begin = time.perf_counter()
         slots = read_slots(world.source, segments, params.on_bad_sample)
         read = time.perf_counter()
@@ -188,7 +224,8 @@ def _outputs(
 
 def _measured(params: PlanParams, world: _World, clock: _Clock, trial: Trial) -> CodecTrial:
     identity = trial.packing.identity
-    shards = plan_shards(world.source.files, params.batch_size, params.shard_rows, params.views)
+    batch_size = world.record.batch_size
+    shards = plan_shards(world.source.files, batch_size, params.shard_rows, params.views)
     head = world.head.to_bytes() if world.head and identity.codec == "factored" else b""
     rows = world.source.rows * params.views
     busy = clock.read + clock.teacher + trial.encode_seconds + trial.write_seconds
@@ -245,6 +282,7 @@ def _report(
 ) -> CodecPlanReport:
     fitting = [trial for trial in trials if trial.fits]
     best = min(fitting, key=lambda trial: trial.bytes, default=None)
+    settled = params.model_copy(update={"batch_size": world.record.batch_size})
     return CodecPlanReport(
         teacher=params.teacher,
         source=params.source,
@@ -259,7 +297,7 @@ def _report(
         teacher_samples_per_second=world.sample.rows / clock.teacher,
         trials=tuple(trials),
         recommended=None if best is None else best.name,
-        command=None if best is None else _command(params, best),
+        command=None if best is None else _command(settled, best),
         notes=tuple(notes),
     )
 

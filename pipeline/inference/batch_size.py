@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from softlabel.pipeline.inference.task import Task
 from softlabel.pipeline.labelset.making import plain
@@ -16,6 +17,7 @@ from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.providers import Tuning
 from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.params import InferParams
+from softlabel.schemas.params.shared import TeacherDevice
 from softlabel.schemas.sample import Array, RunTeacher
 
 LARGEST = 1024
@@ -45,17 +47,35 @@ def settled_session(
     That is what a run of the same teachers began with in the output folder, else what their graphs
     insist on, else the fastest. Raises ParameterError where samples are sequences.
     """
-    size, tuning = params.batch_size, Tuning(params.provider_options, params.engine_cache)
+    tuning = Tuning(params.provider_options, params.engine_cache)
+    size = params.batch_size
     if size == "auto":
-        size = _standing_size(params, task) or _insisted_size(task) or "auto"
+        size = _standing_size(params, task) or "auto"
+    return session_at(size, task, params.device, inner, tuning, progress)
+
+
+def session_at(
+    size: int | Literal["auto"],
+    task: Task,
+    device: TeacherDevice,
+    inner: InnerOutput | None,
+    tuning: Tuning,
+    progress: Progress,
+) -> EnsembleSession:
+    """The task's teachers at this batch size; 'auto': what their graphs insist on, or the fastest.
+
+    Raises ParameterError where that is asked for and samples are sequences.
+    """
+    if size == "auto":
+        size = _insisted_size(task) or "auto"
     if size != "auto":
-        return EnsembleSession(task.teachers, params.device, size, inner, tuning)
+        return EnsembleSession(task.teachers, device, size, inner, tuning)
     if task.teachers.first.spec.positions:
         raise ParameterError(
-            "infer.batch_size: 'auto' tries batches of one shape, and sequences have any length; "
-            "give a number"
+            "batch_size: 'auto' tries batches of one shape, and sequences have any length; give a "
+            "number"
         )
-    session = EnsembleSession(task.teachers, params.device, 1, inner, tuning)
+    session = EnsembleSession(task.teachers, device, 1, inner, tuning)
 
     def at_size(size: int) -> RunTeacher:
         return session.resized(size).run

@@ -77,17 +77,17 @@ def choose_inner(
         return None if end is None else end.inner
     if end is not None:
         raise ParameterError(
-            "infer.features: codec factored stores the inputs of the last layer already; leave "
+            "features: codec factored stores the inputs of the last layer already; leave "
             "--features out, or pass --codec topk or dense-f16"
         )
     if teachers.mean is not None:
         raise ParameterError(
-            f"infer.features: {len(teachers.members)} teachers have no one inner output; leave "
+            f"features: {len(teachers.members)} teachers have no one inner output; leave "
             "--features out, or label with one teacher"
         )
     if teachers.first.spec.positions:
         raise ParameterError(
-            "infer.features: are stored of samples, and these are sequences of positions; leave "
+            "features: are stored of samples, and these are sequences of positions; leave "
             "--features out"
         )
     return find_features(teachers.first, asked)

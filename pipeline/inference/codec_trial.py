@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from softlabel.pipeline.codecs.codec import encode_rows
+from softlabel.pipeline.codecs.codec import encode_rows, features_to_half
 from softlabel.pipeline.codecs.numerics import Floats, log_softmax
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.layouts import ShardWriter, shard_path, writing_shard
@@ -108,6 +108,7 @@ def _add(trial: Trial, writer: ShardWriter, samples: SampleBlock, output: Teache
     begin = time.perf_counter()
     try:
         rows = encode_rows(codec, output.logits, output.features)
+        features = _stored_features(trial.packing, output)
     except ValueError as error:
         trial.refused = f"{error.args[0]} (key {samples.keys[error.args[1]].as_py()!r})"
         return
@@ -121,6 +122,7 @@ def _add(trial: Trial, writer: ShardWriter, samples: SampleBlock, output: Teache
         codec,
         samples.views,
         samples.lengths,
+        features,
     )
     writer.append(block)
     trial.encode_seconds += encoded - begin
@@ -134,6 +136,13 @@ def _add(trial: Trial, writer: ShardWriter, samples: SampleBlock, output: Teache
         kl, tv = divergences(output.logits, stored, T)
         trial.kl[T].append(kl)
         trial.tv[T].append(tv)
+
+
+def _stored_features(packing: Packing, output: TeacherOutput) -> npt.NDArray[np.float16] | None:
+    if packing.identity.features is None:
+        return None
+    assert output.features is not None
+    return features_to_half(output.features)
 
 
 def _finish(trial: Trial, writer: ShardWriter) -> None:

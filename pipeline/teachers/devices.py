@@ -24,6 +24,15 @@ def cuda_devices() -> tuple[str, ...]:
     return tuple(_cuda_name(driver, index) for index in range(count.value))
 
 
+def tensorrt_version() -> str | None:
+    """The version of the TensorRT 10 library in this process; None where there is none."""
+    try:
+        number = int(ctypes.CDLL("libnvinfer.so.10").getInferLibVersion())
+    except OSError:
+        return None
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
 def cpu_name() -> str:
     """The processor's model name, or its architecture where the system does not tell."""
     try:

@@ -17,7 +17,12 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented,
 )
 
-from softlabel.pipeline.teachers.devices import cpu_name, cpu_threads, cuda_devices
+from softlabel.pipeline.teachers.devices import (
+    cpu_name,
+    cpu_threads,
+    cuda_devices,
+    tensorrt_version,
+)
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.params.shared import TeacherDevice
 
@@ -114,6 +119,11 @@ def cuda_version(provider: str) -> str | None:
     if provider == CPU:
         return None
     return getattr(onnxruntime, "cuda_version", None) or None
+
+
+def engine_version(provider: str) -> str | None:
+    """TensorRT's version where `provider` builds its engines with it."""
+    return tensorrt_version() if provider == TENSORRT else None
 
 
 def first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from softlabel.pipeline.teachers.providers import (
     Tuning,
     create_session,
     cuda_version,
+    engine_version,
     first_line,
     packing_device,
 )
@@ -81,6 +82,7 @@ class TeacherSession:
             threads=cpu_threads(),
             onnxruntime=onnxruntime.__version__,
             cuda=cuda_version(provider),
+            tensorrt=engine_version(provider),
             options=dict(options) or None,
             packing=None if self._packing is None else f"torch {version('torch')}",
         )

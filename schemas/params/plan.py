@@ -11,6 +11,7 @@ from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Augment,
+    BatchSize,
     OnBadSample,
     Positive,
     TeacherDevice,
@@ -58,7 +59,14 @@ class PlanParams(Record):
         description="largest mean KL to the float32 logits, at every temperature, of the codec "
         "that is recommended [nats]",
     )
-    batch_size: int = Field(256, ge=1, description="samples in one run of the teacher [rows]")
+    features: str | None = Field(
+        None,
+        description="inner output of the teacher that shall be stored too, or 'auto', as 'infer' "
+        "takes it; default: none",
+    )
+    batch_size: BatchSize = Field(
+        256, description="samples in one run of the teacher, or 'auto', as 'infer' takes it [rows]"
+    )
     shard_rows: int = Field(65536, ge=1, description="samples in one label shard at most [rows]")
     views: Views = 1
     augment: Augment = ()

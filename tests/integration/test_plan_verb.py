@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from softlabel.pipeline.inference import batch_size
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.schemas.params import InferParams, PlanParams
 from softlabel.schemas.reports import CodecPlanReport
@@ -78,6 +79,32 @@ def test_the_recommended_command_makes_the_set(many: Project, command: Command) 
     assert labels.manifest.identity.codec == best.codec
     assert labels.temperatures == (1.0, 3.0)
     assert all(item.kl_mean <= report.max_kl for item in labels.manifest.fidelity)
+
+
+def test_features_are_counted_where_they_shall_be_stored(many: Project, command: Command) -> None:
+    report = planned(features="auto", batch_size=16, shard_rows=300, temperatures=(1.0,))
+    assert [trial.name for trial in report.trials] == [*DENSE, *TOPK]
+    assert any("factored is left out: it stores features of its own" in n for n in report.notes)
+    assert report.command is not None
+    assert command(*shlex.split(report.command)[1:]).code == 0
+    labels = open_labelset(Path("labels"))
+    assert labels.manifest.identity.features is not None
+    best = next(trial for trial in report.trials if trial.name == report.recommended)
+    size = sum(shard.bytes for shard in labels.manifest.shards)
+    assert best.bytes == pytest.approx(size, rel=0.01)
+    shown = command("plan", "--features", "nothing")
+    assert shown.code == 3
+    assert "'nothing'" in shown.stderr
+
+
+def test_an_automatic_batch_size_is_found_and_handed_on(
+    many: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_size, "fastest_batch_size", lambda *_: 32)
+    report = planned(batch_size="auto", shard_rows=100)
+    assert report.command is not None
+    assert "--batch-size 32" in report.command
+    assert figures(report) == figures(planned(batch_size=32, shard_rows=100))
 
 
 def test_the_smallest_that_fits_is_recommended(many: Project) -> None:

@@ -301,8 +301,8 @@ def test_a_list_that_is_too_long(empty_project: Project, command: Command) -> No
     ("flags", "words"),
     [
         (("--codec=factored",), ("infer.codec", "topk")),
-        (("--features=auto",), ("infer.features", "positions")),
-        (("--batch-size=auto",), ("infer.batch_size", "any length")),
+        (("--features=auto",), ("features:", "positions")),
+        (("--batch-size=auto",), ("batch_size:", "any length")),
     ],
 )
 def test_what_does_not_go_with_sequences(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import types
 from pathlib import Path
 
 import onnxruntime
@@ -9,7 +11,12 @@ import pytest
 
 from softlabel.pipeline.teachers import providers
 from softlabel.pipeline.teachers.devices import cuda_devices
-from softlabel.pipeline.teachers.providers import Tuning, create_session, wanted_providers
+from softlabel.pipeline.teachers.providers import (
+    Tuning,
+    create_session,
+    engine_version,
+    wanted_providers,
+)
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.params.shared import TeacherDevice
 from tests.conftest import Project
@@ -57,6 +64,15 @@ def test_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
         wanted_providers("cuda", Tuning())
     with pytest.raises(EnvironmentFault, match="has no TensorrtExecutionProvider"):
         wanted_providers("tensorrt", Tuning())
+
+
+@pytest.mark.parametrize(("number", "version"), [(101303, "10.13.3"), (100000, "10.0.0")])
+def test_the_version_of_tensorrt_where_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, number: int, version: str
+) -> None:
+    library = types.SimpleNamespace(getInferLibVersion=lambda: number)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    assert [engine_version(provider) for provider in ALL] == [version, None, None]
 
 
 @pytest.mark.usefixtures("gpu", "built")
