@@ -100,6 +100,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
         students=tuple(students),
         runs=tuple(runs),
         label_set=None if labels is None else _measure_labels(labels, source, params),
+        rejects=0 if labels is None else len(labels.rejects),
     )
     make_folder(params.output)
     publish_bytes(params.output / "evaluate.json", report_json(report))
@@ -135,7 +136,7 @@ def _measure(
     # What it says of views is asked for these pictures alone.
     beside = labels if labels is not None and labels.manifest.identity.augment is None else None
     stored = _stored(beside, source, params.batch_size)
-    said = zip(*(_said(member, fabric, params) for member in members), strict=True)
+    said = zip(*(_said(member, labels, fabric, params) for member in members), strict=True)
     for batch, teacher in zip(said, stored, strict=beside is not None):
         taught = None if teacher is None else teacher.argmax(axis=1)
         for index, (logits, hard, features) in enumerate(batch):
@@ -200,10 +201,16 @@ def _student_metrics(
     )
 
 
-def _said(student: _Student, fabric: Fabric, params: EvaluateParams) -> Iterator[_Said]:
-    """What a student says of every sample, batch by batch, in the order of the source's classes."""
+def _said(
+    student: _Student, labels: LabelSet | None, fabric: Fabric, params: EvaluateParams
+) -> Iterator[_Said]:
+    """What a student says of every sample, batch by batch, in the order of the source's classes.
+
+    Samples that the label set leaves out are not read.
+    """
     model = fabric.setup(student.model)
-    for logits, batch in predict(model, fabric, student.source.reopen(), params.batch_size):
+    own, rejects = student.source.reopen(), () if labels is None else labels.rejects
+    for logits, batch in predict(model, fabric, own, params.batch_size, rejects):
         values = logits.numpy()
         features = student.last_layer.features(logits)
         yield _Said(
@@ -228,7 +235,7 @@ def _on_views(
     """The student beside the label set, both of the augmented pictures that were labelled."""
     pairs = PairMetrics()
     joined = JoinedSamples(student.source.reopen(), labels)
-    said = _said(student._replace(source=joined.source), fabric, params)
+    said = _said(student._replace(source=joined.source), labels, fabric, params)
     stored = joined.in_order(params.batch_size)
     for (logits, *_), (_, block) in zip(said, stored, strict=True):
         pairs.add(block.logits(), logits)

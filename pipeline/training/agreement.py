@@ -25,11 +25,12 @@ def as_labelled(source: Source, labels: Labels) -> Source:
     Raises DataError where the labels are of other classes, of another source or of a part of it;
     what `replayed` raises where the views cannot be made.
     """
-    _check_belongs(source, labels)
+    check_belongs(source, labels)
     return replayed(source, labels.manifest.identity, labels.folder)
 
 
-def _check_belongs(source: Source, labels: Labels) -> None:
+def check_belongs(source: Source, labels: Labels) -> None:
+    """Raise DataError where the labels are of other classes, another source or a part of it."""
     names = (f"label set {labels.folder}", f"source {source.path}")
     if class_map(labels.classes, source.classes, names) is not None:
         raise DataError(

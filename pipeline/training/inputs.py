@@ -80,6 +80,7 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
             "its class names"
         )
     validation = _validation(params, source, framing)
+    without = _leaving_out(params)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
     width = feature_width(labels) if isinstance(labels, LabelSet) and params.hint_layer else None
@@ -89,8 +90,10 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
         fitted * soft_term(params, 0).temperature,
         sparse=sparse and params.loss == "kd" and params.tail == "bucket",
         features=width is not None,
+        without=without,
     )
-    probe = open_probe(params, source, () if labels is None else labels.rejects)
+    told = without if labels is None else labels
+    probe = open_probe(params, source, () if told is None else told.rejects)
     return TrainingInputs(source, labels, samples, validation, fitted, width, probe)
 
 
@@ -114,6 +117,17 @@ def _soft_labels(params: TrainParams) -> Labels | None:
             "temperature, or label again with --codec dense-f16"
         )
     return labels
+
+
+def _leaving_out(params: TrainParams) -> Labels | None:
+    """The label set beside hard labels, where it leaves samples out.
+
+    Without them too, the training is of the same samples as those that it is compared with.
+    """
+    if params.loss != "hard" or not params.labels:
+        return None
+    labels = _opened(params)
+    return labels if labels.rejects else None
 
 
 def _opened(params: TrainParams) -> Labels:

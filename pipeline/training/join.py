@@ -27,7 +27,12 @@ from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.label_columns import IGNORED
 from softlabel.pipeline.sources.shard import Pictures, joined, taken
 from softlabel.pipeline.sources.source import Source
-from softlabel.pipeline.training.agreement import as_labelled, check_hard_labels, check_joined
+from softlabel.pipeline.training.agreement import (
+    as_labelled,
+    check_belongs,
+    check_hard_labels,
+    check_joined,
+)
 from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
 from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.spans import Span, batch_shares
@@ -60,7 +65,8 @@ class JoinedSamples:
 
     temperature: the one at which the labels will be used; `topk` logits depend on it. sparse: hand
     over what a `topk` set kept as it is, and do not spread its tail over all classes. features:
-    hand over the stored features, which the set must have.
+    hand over the stored features, which the set must have. without: a label set of the source that
+    is not joined, and whose left-out samples are left out here too.
 
     Where the labels are of views, the source gives these. Raises DataError where classes or source
     differ, a key that the set does not leave out has no label of its own, or a sample has no hard
@@ -75,6 +81,7 @@ class JoinedSamples:
         *,
         sparse: bool = False,
         features: bool = False,
+        without: Labels | None = None,
     ) -> None:
         self._source = source if labels is None else as_labelled(source, labels)
         self._labels = labels
@@ -83,7 +90,10 @@ class JoinedSamples:
         self._features = features
         if labels is not None:
             labels.check_temperature(temperature)
-        self._rejected = RejectedRows(() if labels is None else labels.rejects)
+        if without is not None:
+            check_belongs(source, without)
+        told = without if labels is None else labels
+        self._rejected = RejectedRows(() if told is None else told.rejects)
         self._samples = sum(unit_rows(unit) for unit in self._units(UNIT_ROWS))
         if not self._samples:
             raise DataError(f"{source.path}: no sample of it has labels, all were left out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
+from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.batch import TrainingBatch
+from softlabel.pipeline.training.windows import cut
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.labelset import Segment
+from softlabel.schemas.labelset import Reject
 
 VALIDATION_ROWS = 1024
 
@@ -49,20 +51,22 @@ def validate(model: nn.Module, fabric: Fabric, validation: Validation | None) ->
 
 
 def predict(
-    model: nn.Module, fabric: Fabric, source: Source, batch_size: int
+    model: nn.Module,
+    fabric: Fabric,
+    source: Source,
+    batch_size: int,
+    rejects: Iterable[Reject] = (),
 ) -> Iterator[tuple[Tensor, TrainingBatch]]:
     """Logits `[N, classes]` on the CPU for every batch of `source`, in its order.
 
-    Of views all, those of a sample in one batch, which may be the larger for it.
+    Of views all, those of a sample in one batch, which may be the larger for it. rejects: samples
+    that are not read.
     """
     model.eval()
-    step = max(1, batch_size // source.views)
-    for file in source.files:
-        for first in range(0, file.rows, step):
-            rows = min(step, file.rows - first)
-            samples = source.read([Segment(source=file.name, first=first, rows=rows)])
-            pixels = torch.from_numpy(samples.inputs.copy())
-            with torch.no_grad(), fabric.autocast():
-                logits = model(fabric.to_device(pixels)).float().cpu()
-            labels = samples.hard_labels().astype("int64")
-            yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
+    for unit in cut(source.files, RejectedRows(rejects), max(1, batch_size // source.views)):
+        samples = source.read(unit)
+        pixels = torch.from_numpy(samples.inputs.copy())
+        with torch.no_grad(), fabric.autocast():
+            logits = model(fabric.to_device(pixels)).float().cpu()
+        labels = samples.hard_labels().astype("int64")
+        yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)

@@ -70,7 +70,10 @@ class RunMetrics(Record):
 
 
 class EvaluateReport(Record):
-    """What 'evaluate' measured: every student, the runs over their seeds, and the label set."""
+    """What 'evaluate' measured: every student, the runs over their seeds, and the label set.
+
+    rejects: samples of the source that the label set leaves out, which nobody was measured on.
+    """
 
     output: Path
     source: GivenLocation
@@ -79,6 +82,7 @@ class EvaluateReport(Record):
     students: tuple[StudentMetrics, ...]
     runs: tuple[RunMetrics, ...]
     label_set: LabelSetMetrics | None = None
+    rejects: int = 0
 
 
 class CalibrateReport(Record):

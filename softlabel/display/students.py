@@ -78,6 +78,7 @@ def evaluate(report: EvaluateReport) -> str:
         lines.append(f"{'label set':<12} {'':>5} {cells} {'':>8}  {bins}")
         if labels.outside_kept:
             lines.append(f"{labels.outside_kept:.2%} of the hard labels are not among those kept")
+    lines += reject_lines(report)
     return "\n".join(lines)
 
 

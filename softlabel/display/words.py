@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from softlabel.schemas.labelset import Derivation, Ensemble
 from softlabel.schemas.reports import (
     CodecPlanReport,
+    EvaluateReport,
     InferPreview,
     InferReport,
     InspectReport,
@@ -57,7 +58,9 @@ def view_words(report: InferReport | InferPreview | InspectReport) -> str:
     return f" ({samples}, {report.views} views each)"
 
 
-def reject_lines(report: InferReport | VerifyReport | InspectReport | TrainReport) -> list[str]:
+def reject_lines(
+    report: InferReport | VerifyReport | InspectReport | TrainReport | EvaluateReport,
+) -> list[str]:
     """What to say of samples that are left out, where there are any."""
     if not report.rejects:
         return []

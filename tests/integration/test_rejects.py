@@ -313,7 +313,33 @@ def test_training_reads_none_of_them(
     ok(command, *SKIP, "--output=other", "--codec=dense-f32")
     both = ok(command, *TRAIN, "--labels=labels", "--labels=other", "--output=both", "--json")
     assert (json.loads(both)["samples"], json.loads(both)["rejects"]) == (61, 14)
+    hard = ok(command, *TRAIN, "--loss=hard", "--labels=labels", "--output=beside", "--json")
+    assert (json.loads(hard)["samples"], json.loads(hard)["rejects"]) == (61, 14)
     bare = command(*TRAIN, "--loss=hard", "--output=hard")
+    assert bare.code == 3
+    assert any(repr(key) in bare.stderr for key in bad_keys())
+
+
+def test_hard_labels_beside_a_set_of_another_source(
+    worlds: Path, world: Project, command: Command
+) -> None:
+    other = Path(shutil.copytree(worlds / "good/pictures", "other"))
+    next((other / "ant").iterdir()).unlink()
+    refused = command(*TRAIN, "--loss=hard", "--labels=labels", "--source=other", "--output=s")
+    assert refused.code == 3
+    assert "does not hold the labels of other/ant as it is now" in refused.stderr
+
+
+def test_students_are_measured_on_the_others(world: Project, command: Command) -> None:
+    ok(command, *TRAIN, "--labels=labels", "--output=student")
+    evaluate = ("evaluate", "--models=student", "--source=pictures", "--batch-size=7")
+    shown = ok(command, *evaluate, "--labels=labels")
+    assert "61 samples of pictures" in shown
+    assert "left out: 14 samples that could not be used (rejects.jsonl)" in shown
+    report = json.loads(Path("reports/evaluate/evaluate.json").read_bytes())
+    assert (report["rejects"], report["students"][0]["rows"]) == (14, 61)
+    assert report["students"][0]["against_labels"] is not None
+    bare = command(*evaluate)
     assert bare.code == 3
     assert any(repr(key) in bare.stderr for key in bad_keys())
 
