@@ -269,7 +269,10 @@ def _extended(params: InferParams, folder: Path, wanted: Plan) -> Grown | None:
     """What stands and shall be extended; None where all is labelled afresh."""
     if not params.extend:
         return None
-    return grown(folder, wanted, params.shard_rows, allow_mixed=params.allow_mixed)
+    old = grown(folder, wanted, params.shard_rows, allow_mixed=params.allow_mixed)
+    if old is not None:
+        _refuse_rejects(params, old.receipts)
+    return old
 
 
 def _new_shards(old: Grown | None, pending: Sequence[ShardPlan]) -> list[ShardPlan]:

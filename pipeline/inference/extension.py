@@ -6,7 +6,7 @@ the teacher runs over what the source has more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,13 @@ class Grown:
     """The plan that goes on with a source that grew, and the complete set that it goes on from.
 
     folder: where that set lies once its own was claimed. standing: its plan; None where nothing of
-    it is left to copy.
+    it is left to copy. receipts: of its shards, by name.
     """
 
     folder: Path
     standing: Plan | None
     plan: Plan
+    receipts: Mapping[str, Receipt]
 
     def carries(self, shard: ShardPlan) -> bool:
         """Whether the set holds this shard already."""
@@ -70,8 +71,8 @@ def grown(folder: Path, wanted: Plan, shard_rows: int, *, allow_mixed: bool) -> 
         if before is not None and different_fields(before.identity, wanted.identity) != ["source"]:
             before = None
         plan = standing.model_copy(update={"execution": wanted.execution})
-        return Grown(place, before, plan)
-    _check_extends(place, standing, wanted)
+        return Grown(place, before, plan, _receipts(place, before))
+    receipts = _whole(place, standing, wanted)
     if not allow_mixed:
         check_same_making(place, standing, wanted.model_copy(update={"shards": standing.shards}))
     known = set(standing.identity.source)
@@ -85,7 +86,7 @@ def grown(folder: Path, wanted: Plan, shard_rows: int, *, allow_mixed: bool) -> 
         "prior": standing.prior,
         "shards": (*standing.shards, *added),
     }
-    return Grown(replaced_folder(folder), standing, wanted.model_copy(update=update))
+    return Grown(replaced_folder(folder), standing, wanted.model_copy(update=update), receipts)
 
 
 def carry_over(
@@ -96,12 +97,11 @@ def carry_over(
     Raises DataError where the old shard is damaged.
     """
     assert old.standing is not None
-    found = read_receipt(old.folder, shard.name)
-    if found is None:
+    before = old.receipts.get(shard.name)
+    if before is None:
         raise DataError(
             f"{old.folder}: the receipt of {shard.name} is gone; run 'softlabel infer --overwrite'"
         )
-    before, _ = found
     reader = open_shard(
         old.folder, shard.name, folder_packing(old.folder, old.standing), before.sha256
     )
@@ -117,7 +117,15 @@ def carry_over(
     return receipt
 
 
-def _check_extends(folder: Path, standing: Plan, wanted: Plan) -> None:
+def _receipts(folder: Path, plan: Plan | None) -> dict[str, Receipt]:
+    """Those that are found in the folder, unchecked."""
+    shards = () if plan is None else plan.shards
+    found = {shard.name: read_receipt(folder, shard.name) for shard in shards}
+    return {name: receipt[0] for name, receipt in found.items() if receipt is not None}
+
+
+def _whole(folder: Path, standing: Plan, wanted: Plan) -> dict[str, Receipt]:
+    """The receipts of a finished set that `wanted` extends. Raises IdentityError."""
     different = different_fields(standing.identity, wanted.identity)
     if standing.layout != wanted.layout:
         different.append("layout")
@@ -144,3 +152,4 @@ def _check_extends(folder: Path, standing: Plan, wanted: Plan) -> None:
             f"{folder}: is not whole, and only a finished set is extended; finish it with the "
             "source as it was, or label afresh with --overwrite"
         )
+    return whole
