@@ -18,7 +18,6 @@ from softlabel.schemas.errors import DataError
 from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 
-PIECE_BYTES = 64 * 2**20
 UNKNOWN = -1
 
 
@@ -85,21 +84,15 @@ class ArrayShard:
         self._loaded: tuple[Array | RemoteArray, pa.Int32Array] | None = None
 
     def read(self, first: int, rows: int) -> Iterator[ShardRows]:
-        """Rows `first` to `first + rows`, in pieces of at most 64 MiB."""
+        """Rows `first` to `first + rows`, where they lie in the file if they are mapped."""
         if self._loaded is None:
             self._loaded = self._pictures.loaded(), self._read_labels()
         pictures, labels = self._loaded
-        end = first + rows
-        step = max(1, PIECE_BYTES // int(np.prod(self.shape)))
-        for start in range(first, end, step):
-            taken = min(step, end - start)
-            # Copied, so that what is mapped is read here and not by whoever looks at it first.
-            piece = np.array(pictures[start : start + taken], order="C")
-            yield ShardRows(
-                numbered_keys(self.stem, start, taken, self._digits),
-                piece.reshape(taken, *self.shape),
-                labels.slice(start, taken),
-            )
+        yield ShardRows(
+            numbered_keys(self.stem, first, rows, self._digits),
+            pictures[first : first + rows].reshape(rows, *self.shape),
+            labels.slice(first, rows),
+        )
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; nothing is read."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.files import is_file
 from softlabel.pipeline.sources.reasons import no_such_source
@@ -14,7 +16,8 @@ from softlabel.schemas.location import Location
 
 def numbered_keys(stem: str, first: int, rows: int, digits: int = 8) -> pa.StringArray:
     """The keys `STEM-00000000` and on of rows `first` to `first + rows`."""
-    return pa.array([f"{stem}-{row:0{digits}d}" for row in range(first, first + rows)], pa.string())
+    numbers = pc.cast(pa.array(np.arange(first, first + rows)), pa.string())
+    return pc.binary_join_element_wise(pa.scalar(stem), pc.utf8_lpad(numbers, digits, "0"), "-")
 
 
 def check_stems(path: Location, stems: Mapping[Location, str]) -> None:

@@ -14,8 +14,9 @@ from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, joined
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import NumberInput
 
-# As they are stored: uint8 [N, height, width, channels], or the bytes of N encoded ones, None where
-# a row has none; of tables a structured array [N], or sequences that are not padded yet.
+# As they are stored: uint8 [N, height, width, channels], mapped if they lie so in a file, or the
+# bytes of N encoded ones, None where a row has none; of tables a structured array [N], or sequences
+# that are not padded yet.
 Pictures = Array | Sequence[bytes | None] | SequenceRows
 
 

@@ -348,7 +348,10 @@ class Source:
         if self._maker is not None:
             return self._maker.make_all(pictures, keys, numbers, self._decoder)
         if isinstance(pictures, np.ndarray):
-            return pictures, {}
+            if isinstance(pictures, np.memmap):
+                # Read here, and not by whoever looks at it first.
+                pictures = np.array(pictures)
+            return np.ascontiguousarray(pictures), {}
         assert self.framing is not None
         return self._decoder.decode_all(pictures, self.framing)
 

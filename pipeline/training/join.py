@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
 from softlabel.pipeline.sources.label_columns import IGNORED
-from softlabel.pipeline.sources.shard import Pictures, joined, taken
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.agreement import (
     as_labelled,
@@ -35,6 +33,7 @@ from softlabel.pipeline.training.agreement import (
 )
 from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
 from softlabel.pipeline.training.ensemble import Labels
+from softlabel.pipeline.training.held import StoredRows, Window, concat
 from softlabel.pipeline.training.spans import Span, batch_shares
 from softlabel.pipeline.training.windows import (
     UNIT_ROWS,
@@ -48,16 +47,6 @@ from softlabel.schemas.errors import DataError
 from softlabel.schemas.sample import SampleBlock
 
 Numbers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Samples not decoded yet, with their labels where a label set is given."""
-
-    keys: pa.StringArray
-    pictures: Pictures
-    labels: pa.Int32Array
-    block: LabelBlock | None
 
 
 class JoinedSamples:
@@ -152,20 +141,22 @@ class JoinedSamples:
         in which none lies are not read.
         """
         ordered = list(spans)
-        parts: list[_Rows] = []
+        parts: list[StoredRows] = []
+        window = Window()
         first = begun = 0
         for number, units in enumerate(windows(self._units(UNIT_ROWS), seed, epoch, shuffle_rows)):
             end = first + sum(map(unit_rows, units))
             # Those that begin before the window's end; the last may go on in the next.
             here = ordered[begun : bisect_left(ordered, (end,))]
             if here:
-                order = shuffled(seed, epoch, number, end - first)
+                units, order = shuffled(seed, epoch, number, units)
                 chosen = [order[max(0, span.first - first) : span.end - first] for span in here]
-                window, places = self._window(units, epoch, chosen)
+                places = self._read(units, epoch, chosen, window)
+                held = window.held()
                 for span, rows in zip(here, places, strict=True):
-                    parts.append(_take(window, rows))
+                    parts.append(held.take(rows))
                     if span.end <= end:
-                        yield self._batch(_concat(parts))
+                        yield self._batch(concat(parts))
                         parts, begun = [], begun + 1
             first = end
 
@@ -183,23 +174,28 @@ class JoinedSamples:
     def _units(self, most: int) -> list[Unit]:
         return cut(self._source.files, self._rejected, most)
 
-    def _window(
-        self, units: Sequence[Unit], epoch: int, chosen: Sequence[Numbers]
-    ) -> tuple[_Rows, list[Numbers]]:
-        """The chosen rows of `units`, counted through them, and where each choice now lies."""
-        kept, places = np.unique(np.concatenate(chosen), return_inverse=True)
-        parts = []
+    def _read(
+        self, units: Sequence[Unit], epoch: int, chosen: Sequence[Numbers], window: Window
+    ) -> list[Numbers]:
+        """Hold the chosen rows of `units`, counted through them; where each choice now lies.
+
+        No row is chosen twice.
+        """
+        wanted = np.zeros(sum(map(unit_rows, units)), np.bool_)
+        for rows in chosen:
+            wanted[rows] = True
+        window.begin(int(wanted.sum()))
         first = 0
         for unit in units:
             end = first + unit_rows(unit)
-            rows = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)] - first
+            rows = np.flatnonzero(wanted[first:end])
             if len(rows):
-                parts.append(self._unit(unit, epoch, rows))
+                window.add(self._unit(unit, epoch, rows))
             first = end
-        bounds = np.cumsum([len(rows) for rows in chosen])[:-1]
-        return _concat(parts), np.split(places, bounds)
+        places = np.cumsum(wanted) - 1
+        return [places[rows] for rows in chosen]
 
-    def _unit(self, unit: Unit, epoch: int, rows: Numbers) -> _Rows:
+    def _unit(self, unit: Unit, epoch: int, rows: Numbers) -> StoredRows:
         stored = self._source.read_stored(unit, rows)
         if stored.labels.null_count:
             row = int(pc.index(stored.labels.is_null(), True).as_py())
@@ -212,9 +208,9 @@ class JoinedSamples:
             views = chosen_views(stored.keys, epoch, self._labels.views)
             lines = rows * self._labels.views + views
             block = self._labels_of(stored.keys, stored.labels, unit, views, lines)
-        return _Rows(stored.keys, stored.pictures, stored.labels, block)
+        return StoredRows(stored.keys, stored.pictures, stored.labels, block)
 
-    def _batch(self, rows: _Rows) -> JoinedBatch:
+    def _batch(self, rows: StoredRows) -> JoinedBatch:
         views = None if rows.block is None else rows.block.views
         pixels = self._source.pictures(rows.keys, rows.pictures, views)
         samples = SampleBlock(rows.keys, pixels, rows.labels)
@@ -256,24 +252,3 @@ def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np
         return np.zeros(len(keys), np.int64)
     first = (key_hashes(keys) % np.uint64(views)).astype(np.int64)
     return (first + epoch % views) % views
-
-
-def _concat(parts: Sequence[_Rows]) -> _Rows:
-    if len(parts) == 1:
-        return parts[0]
-    blocks = [part.block for part in parts if part.block is not None]
-    return _Rows(
-        pa.concat_arrays([part.keys for part in parts]),
-        joined([part.pictures for part in parts]),
-        pa.concat_arrays([part.labels for part in parts]),
-        concat_blocks(blocks) if blocks else None,
-    )
-
-
-def _take(rows: _Rows, numbers: Numbers) -> _Rows:
-    return _Rows(
-        rows.keys.take(pa.array(numbers)),
-        taken(rows.pictures, numbers),
-        rows.labels.take(pa.array(numbers)),
-        None if rows.block is None else rows.block.take(numbers),
-    )

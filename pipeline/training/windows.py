@@ -49,14 +49,29 @@ def windows(
         yield window
 
 
-def shuffled(seed: int, epoch: int, window: int, rows: int) -> npt.NDArray[np.int64]:
-    """The order of the rows of window `window`, a permutation `[rows]`."""
-    return _generator(seed, epoch, 1 + window).permutation(rows)
+def shuffled(
+    seed: int, epoch: int, window: int, units: Sequence[Unit]
+) -> tuple[list[Unit], npt.NDArray[np.int64]]:
+    """The units of window `window` as they are best read, and the order of the rows in them.
+
+    They are read as they lie in their files. Rows are counted through them, and each comes once;
+    the order is that of a shuffle of the units as the epoch has them.
+    """
+    rows = np.array([unit_rows(unit) for unit in units])
+    reading = sorted(range(len(units)), key=lambda place: _place(units[place]))
+    starts, moved = np.cumsum(rows) - rows, np.empty(len(units), np.int64)
+    moved[reading] = np.cumsum(rows[reading]) - rows[reading]
+    order = _generator(seed, epoch, 1 + window).permutation(int(rows.sum()))
+    return [units[place] for place in reading], order + np.repeat(moved - starts, rows)[order]
 
 
 def unit_rows(unit: Unit) -> int:
     """Samples of a unit."""
     return sum(segment.rows for segment in unit)
+
+
+def _place(unit: Unit) -> tuple[str, int]:
+    return unit[0].source, unit[0].first
 
 
 def _generator(seed: int, epoch: int, window: int) -> np.random.Generator:

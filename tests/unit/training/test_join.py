@@ -87,6 +87,17 @@ def test_units_of_a_large_shard_are_joined_too(
     assert sorted(seen) == list(range(sum(SHARDS)))
 
 
+def test_the_order_is_that_of_every_release(
+    source: Source, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint made by an older one goes on with what its epoch had left."""
+    monkeypatch.setattr(join, "UNIT_ROWS", 4)
+    first = [7, 4, 6, 20, 15, 17, 18, 5, 19, 14, 8, 13, 16, 9]
+    second = [22, 25, 27, 2, 23, 3, 21, 24, 0, 1, 26, 29, 31, 28]
+    windows = [*first, *second, 30, 11, 12, 10]
+    assert order(joined(source, folder), seed=3, epoch=1, rows=16) == windows
+
+
 @pytest.mark.parametrize("shuffle_rows", [1, 16, 65536])
 def test_every_epoch_and_seed_has_an_order_of_its_own(
     source: Source, folder: Path, shuffle_rows: int
