@@ -66,6 +66,7 @@ class LabelSet:
         cache: Path | None = None,
         *,
         check_cache: bool = False,
+        checked: dict[str, ShardReader] | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -73,7 +74,9 @@ class LabelSet:
         self._check_cache = check_cache
         self._packing = folder_packing(folder, manifest)
         self._lookup: Lookup | None = None
-        self._readers: dict[str, ShardReader] = {}
+        # That of one Parquet shard, which holds rows; those of all tars, which copies of this set
+        # share: they hold where rows are, which took reading whole shards.
+        self._readers: dict[str, ShardReader] = {} if checked is None else checked
         self._pieces: dict[str, list[_Piece]] = {}
         views = self.views
         for shard in manifest.shards:
@@ -133,7 +136,23 @@ class LabelSet:
 
     def reopen(self) -> LabelSet:
         """A second reader of the same set, for another thread or process."""
-        return LabelSet(self.folder, self.manifest, self._cache, check_cache=self._check_cache)
+        return LabelSet(
+            self.folder,
+            self.manifest,
+            self._cache,
+            check_cache=self._check_cache,
+            checked=self._readers if self._in_tars else None,
+        )
+
+    def check_tars(self) -> None:
+        """Read all shards that are tars, which have no other guard than the SHA-256 of the whole.
+
+        Copies of this set, in other processes too, then need not. Raises DataError for one that is
+        not what its receipt says.
+        """
+        if self._in_tars:
+            for shard in self.manifest.shards:
+                self._shard(shard)
 
     def check_temperature(self, T: float) -> None:
         """Raise ParameterError where this set cannot give soft targets at `T`."""
@@ -231,12 +250,15 @@ class LabelSet:
             )
         return concat_blocks(blocks)
 
+    @property
+    def _in_tars(self) -> bool:
+        return self._packing.layout in ("sidecar", "merged")
+
     def _shard(self, shard: ManifestShard) -> ShardReader:
         reader = self._readers.get(shard.name)
         if reader is None:
             reader = open_shard(self.folder, shard.name, self._packing, shard.sha256)
-            # A Parquet reader holds rows; a tar's only where they are, which took reading it all.
-            if self._packing.layout in ("packed", "lists"):
+            if not self._in_tars:
                 self._readers.clear()
             self._readers[shard.name] = reader
         return reader

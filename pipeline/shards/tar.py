@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -135,8 +136,9 @@ class TarWriter:
 class TarReader:
     """Reads row ranges of one label shard; keeps where its samples begin, and no rows.
 
-    sha256: what the file's SHA-256 must be; without it only what shows is found. Raises DataError
-    where the file is damaged or belongs to another set.
+    sha256: what the file's SHA-256 must be; without it only what shows is found. It is looked at
+    once: copies, in other threads and processes, read what was checked, as long as the file is the
+    same. Raises DataError where the file is damaged, changes later or belongs to another set.
     """
 
     def __init__(self, path: Path, packing: Packing, sha256: str | None = None) -> None:
@@ -144,9 +146,10 @@ class TarReader:
         self._packing = packing
         self._suffixes = {JSON_SUFFIX, *array_members(packing)}
         with self._naming_damage():
+            self._checked = _stamp(path.stat())
             if sha256 is not None and file_sha256(path) != sha256:
                 raise ValueError("its SHA-256 is not that of its receipt")
-            with open(path, "rb", BUFFER) as file:
+            with self._open() as file:
                 self._check_header(file)
                 self._offsets, self._starts = self._index(file)
 
@@ -169,7 +172,7 @@ class TarReader:
     def keys(self) -> pa.ChunkedArray:
         """The keys of all rows, in order."""
         keys: list[pa.Array] = [pa.array([], pa.string())]
-        with self._naming_damage(), open(self._path, "rb", BUFFER) as file:
+        with self._naming_damage(), self._open() as file:
             counts = np.diff(self._starts)
             for first in range(0, len(self._offsets), BLOCK_ROWS):
                 part = slice(first, first + BLOCK_ROWS)
@@ -187,7 +190,7 @@ class TarReader:
         start = int(self._starts[begin])
         samples: list[StoredSample] = []
         size = 0
-        with open(self._path, "rb", BUFFER) as file:
+        with self._open() as file:
             while number < len(self._offsets) and self._starts[number] < end:
                 if samples and (
                     size >= BLOCK_BYTES or self._starts[number + 1] - start > BLOCK_ROWS
@@ -200,6 +203,13 @@ class TarReader:
         if len(block) != self._starts[number] - start:
             raise ValueError("it changed while it was read")
         return start, block
+
+    def _open(self) -> BinaryIO:
+        file = open(self._path, "rb", BUFFER)  # noqa: SIM115: whoever asked closes it.
+        if _stamp(os.fstat(file.fileno())) != self._checked:
+            file.close()
+            raise ValueError("it changed after it was checked")
+        return file
 
     def _check_header(self, file: BinaryIO) -> None:
         member = next(read_members(file), None)
@@ -247,6 +257,11 @@ class TarReader:
         except (TypeError, LookupError, RecursionError) as error:
             reason = f"a sample's JSON says other things than a label shard's does ({error})"
             raise damaged_shard(self._path, reason, self._packing) from error
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What differs where a file was written to or replaced."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_source_members(prefix: str, members: Members) -> None:

@@ -78,7 +78,9 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
     interpolation: how the student sees encoded pictures, as train-student has them. part:
     `(rank, ranks)`; default: those of `torch.distributed`, or of torchrun's environment.
 
-    Raises ParameterError, and DataError where source and labels do not belong together.
+    Of Parquet labels each page is checked when it is read, tars are checked here, whole and once.
+    Raises ParameterError, and DataError where source and labels do not belong together or a tar is
+    damaged.
     """
 
     def __init__(
@@ -117,6 +119,9 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         self._spread = tail == "spread"
         self._part = part
         self._rows = self._joined(0).rows
+        if labels is not None and labels.manifest.aligned:
+            # Here, once: else every worker would, in every epoch.
+            labels.check_tars()
         # Epoch and first position, in shared memory: workers that outlive an epoch see the next.
         self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
 

@@ -508,6 +508,18 @@ def test_every_flipped_bit_is_noticed_before_the_first_row(tmp_path: Path, layou
             TarReader(tmp_path / "part.tar", packing, digest)
 
 
+def test_a_tar_that_changes_after_it_was_checked_is_refused(tmp_path: Path) -> None:
+    packing, block = plain()
+    path = tmp_path / "part.tar"
+    _, digest = write(path, packing, block)
+    reader = TarReader(path, packing, digest)
+    assert len(concat_blocks(list(reader.read(0, 2)))) == 2
+    (tmp_path / "other.tar").write_bytes(path.read_bytes())
+    (tmp_path / "other.tar").replace(path)
+    with pytest.raises(DataError, match=r"part\.tar: it changed after it was checked;"):
+        list(reader.read(0, 2))
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_without_a_receipt_a_flipped_bit_is_no_traceback(tmp_path: Path, codec: CodecName) -> None:
     for packing, block in shapes(codec, "sidecar"):

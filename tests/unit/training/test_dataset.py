@@ -11,8 +11,12 @@ from torch._C._distributed_c10d import HashStore
 from torch.utils.data import DataLoader
 
 from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.publish import file_sha256
+from softlabel.pipeline.shards import tar
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.params import ConvertParams
+from softlabel.stages import convert
 from softlabel.torch import DistillationBatch, DistillationDataset, PackedTargets
 from tests.unit.builders import (
     CLASSES,
@@ -94,6 +98,35 @@ def test_every_sample_meets_its_label_once_an_epoch(root: Path, ranks: int, work
     assert sorted(seen[0]) == list(range(ROWS))
     assert seen[0] != seen[1]
     assert [len(loader) for loader in loaders] == [len(parts[0])] * ranks
+
+
+def test_tars_are_checked_once_for_all_epochs_and_workers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert.run(ConvertParams(labels=root / "labels", output=tmp_path / "tars", layout="sidecar"))
+    checked: list[str] = []
+
+    def noted(path: Path) -> str:
+        checked.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(tar, "file_sha256", noted)
+    samples = DistillationDataset(
+        root / "data", tmp_path / "tars", batch_size=BATCH, seed=5, shuffle_rows=16
+    )
+    shards = sorted(path.name for path in (tmp_path / "tars").glob("*.tar"))
+    assert sorted(checked) == shards
+
+    def refused(path: Path) -> str:
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(tar, "file_sha256", refused)
+    for workers in (0, 2):
+        for epoch in (0, 1):
+            samples.set_epoch(epoch)
+            assert steps([loaded(samples, workers)]) == order(root, epoch)
+    pickled = pickle.loads(pickle.dumps(samples))
+    assert steps([pickled]) == order(root, 1)
 
 
 @pytest.mark.parametrize(("stopped", "ranks"), [(0, 1), (2, 2), (3, 2), (5, 1)])
