@@ -205,7 +205,7 @@ class TarReader:
         return start, block
 
     def _open(self) -> BinaryIO:
-        file = open(self._path, "rb", BUFFER)  # noqa: SIM115: whoever asked closes it.
+        file = open(self._path, "rb", BUFFER)
         if _stamp(os.fstat(file.fileno())) != self._checked:
             file.close()
             raise ValueError("it changed after it was checked")
