@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from softlabel.pipeline.classes import read_class_names
+from softlabel.pipeline.dvc_files import publish_metrics
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.opening import open_source
@@ -58,7 +59,7 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     parity = check_parity(model, exported, pixels, params.tolerance)
     make_folder(params.output.parent)
     publish_bytes(params.output, exported)
-    return ExportReport(
+    report = ExportReport(
         output=params.output,
         bytes=len(exported),
         sha256=sha256_of(exported),
@@ -69,6 +70,12 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
         max_difference=parity.difference,
         allowed_difference=parity.allowed,
     )
+    if params.metrics is not None:
+        figures = ("bytes", "parameters", "opset", "max_difference", "allowed_difference")
+        publish_metrics(
+            params.metrics / "metrics.json", {name: getattr(report, name) for name in figures}
+        )
+    return report
 
 
 def _from_card(params: ExportParams) -> ExportParams:

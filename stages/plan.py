@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from softlabel.pipeline.codecs.factored import Head
+from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.inference.batch_size import session_at
 from softlabel.pipeline.inference.codec_choice import choose_inner
 from softlabel.pipeline.inference.codec_trial import Losses, Trial, try_packings
@@ -67,7 +68,8 @@ class _World:
 def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport:
     """Run the teacher on a sample of the source and measure every codec on what it says.
 
-    Writes nothing but temporary files. Raises ParameterError, DataError, EnvironmentFault.
+    Writes nothing but temporary files, and metrics where asked to. Raises ParameterError,
+    DataError, EnvironmentFault.
     """
     progress = progress or Quiet()
     notes: list[str] = []
@@ -92,7 +94,10 @@ def run(params: PlanParams, progress: Progress | None = None) -> CodecPlanReport
             notes.append(f"{_name(trial.packing)} is left out: {trial.refused}")
         else:
             tried.append(_measured(params, world, clock, trial))
-    return _report(params, world, clock, tried, [*notes, *_grown(tried)])
+    report = _report(params, world, clock, tried, [*notes, *_grown(tried)])
+    if params.metrics is not None:
+        _publish_for_dvc(params.metrics, report)
+    return report
 
 
 def _open(params: PlanParams, notes: list[str], progress: Progress) -> _World:
@@ -300,6 +305,23 @@ def _report(
         command=None if best is None else _command(settled, best),
         notes=tuple(notes),
     )
+
+
+def _publish_for_dvc(folder: Path, report: CodecPlanReport) -> None:
+    """Each codec's size and losses as metrics, and as a plot; what the clock told is left out."""
+    figures: dict[str, object] = {"rows": report.rows, "sampled": report.sampled}
+    rows: list[dict[str, object]] = []
+    for trial in report.trials:
+        told = {
+            f"T={float(T):g}": {"kl": kl.mean, "tv": trial.tv[T].mean} for T, kl in trial.kl.items()
+        }
+        size = {"bytes": trial.bytes, "bytes_per_sample": trial.bytes_per_sample}
+        figures[trial.name] = {**size, "top1_agreement": trial.top1_agreement, **told}
+        for T, kl in trial.kl.items():
+            losses = {"kl": kl.mean, "tv": trial.tv[T].mean}
+            rows.append({"codec": trial.name, "T": float(T), **size, **losses})
+    publish_metrics(folder / "metrics.json", figures)
+    publish_plot(folder / "plots" / "codecs.json", rows)
 
 
 def _command(params: PlanParams, trial: CodecTrial) -> str:

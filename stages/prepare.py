@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, sync_folder, temporary_name
 from softlabel.pipeline.sources.digits import CLASSES, read_digits
@@ -32,13 +33,33 @@ def run(params: PrepareParams, progress: Progress | None = None) -> PrepareRepor
     for name, block in parts.items():
         _write_part(params.output / name, block, classes, params.shard_rows)
         progress.advance(len(block))
-    shape = parts["train"].inputs.shape[1:]
-    return PrepareReport(
+    report = PrepareReport(
         output=params.output,
         rows={name: len(block) for name, block in parts.items()},
         classes=classes,
-        shape=shape,
+        shape=parts["train"].inputs.shape[1:],
     )
+    if params.metrics is not None:
+        _publish_for_dvc(params.metrics, report, parts)
+    return report
+
+
+def _publish_for_dvc(folder: Path, report: PrepareReport, parts: Mapping[str, SampleBlock]) -> None:
+    """The sizes as metrics, and as a plot how many samples of each class a part has."""
+    height, width, channels = report.shape
+    shape = {"height": height, "width": width, "channels": channels}
+    figures = {"rows": report.rows, "classes": len(report.classes), **shape}
+    publish_metrics(folder / "metrics.json", figures)
+    counts = {
+        part: np.bincount(block.hard_labels(), minlength=len(report.classes))
+        for part, block in parts.items()
+    }
+    rows = [
+        {"part": part, "class": name, "rows": int(count)}
+        for part, counted in counts.items()
+        for name, count in zip(report.classes, counted, strict=True)
+    ]
+    publish_plot(folder / "plots" / "classes.json", rows)
 
 
 def _digits(params: PrepareParams) -> tuple[dict[str, SampleBlock], tuple[str, ...]]:

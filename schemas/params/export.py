@@ -10,6 +10,7 @@ from pydantic import Field
 from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
+    Metrics,
     Positive,
     Resize,
     Scaling,
@@ -52,6 +53,7 @@ class ExportParams(Record):
         False, description="give out the inputs of the last layer too, for 'infer --features auto'"
     )
     output: Path = Field(Path("models/teacher.onnx"), description="the ONNX file to publish")
+    metrics: Metrics = None
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     samples: GivenLocation | None = Field(
         None, description="source whose first rows feed the parity check; default: random pictures"

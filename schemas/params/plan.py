@@ -12,6 +12,7 @@ from softlabel.schemas.model import Record
 from softlabel.schemas.params.shared import (
     Augment,
     BatchSize,
+    Metrics,
     OnBadSample,
     Positive,
     TeacherDevice,
@@ -80,6 +81,7 @@ class PlanParams(Record):
         description="when a picture of the sample cannot be used: stop, or 'skip' it, as 'infer' "
         "will do too",
     )
+    metrics: Metrics = None
     classes: ForeignClasses = ()
     output_name: ForeignOutput = None
     output_kind: ForeignKind = None

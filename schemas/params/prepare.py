@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from softlabel.schemas.model import Record
+from softlabel.schemas.params.shared import Metrics
 
 
 class PrepareParams(Record):
@@ -34,3 +35,4 @@ class PrepareParams(Record):
     )
     shard_rows: int = Field(8192, ge=1, description="samples in one source shard [rows]")
     seed: int = Field(0, ge=0, description="seed of the split")
+    metrics: Metrics = None

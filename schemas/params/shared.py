@@ -28,6 +28,13 @@ def _several(value: object) -> object:
 Paths = Annotated[
     tuple[Path, ...], BeforeValidator(_several, json_schema_input_type=Path | tuple[Path, ...])
 ]
+Metrics = Annotated[
+    Path | None,
+    Field(
+        description="folder that receives metrics.json, and plots where there are any, for DVC; "
+        "default: nothing is written",
+    ),
+]
 Workers = Annotated[
     int | None,
     Field(
