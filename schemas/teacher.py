@@ -108,6 +108,14 @@ class NumberInput(Record):
     shape: tuple[int, ...]
 
 
+class SequenceInputs(Record):
+    """Sequences as a student is fed them, where no teacher or card says it."""
+
+    inputs: tuple[NumberInput, ...]
+    preprocess: None = None
+    positions: Literal[True] = True
+
+
 class Fed(Protocol):
     """Whatever says what a teacher is fed: pictures as `preprocess` makes them, or `inputs`."""
 

@@ -110,7 +110,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
 
 def _load(path: Path, source: Source) -> _Student:
     card, model = load_student(path)
-    source = source.framed(card.framing, f"student {path}")
+    source = source.fed(card, f"student {path}")
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
     return _Student(path, card, model, order, source, Penultimate(model, len(card.classes)))
 

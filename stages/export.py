@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -12,10 +14,13 @@ from softlabel.pipeline.dvc_files import publish_metrics
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.sequences import offered_inputs
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.export import (
     FEATURES_NAME,
     OUTPUT_NAME,
     PARITY_BATCH_SIZES,
+    Parity,
     check_parity,
     export_onnx,
 )
@@ -25,6 +30,8 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     load_weights,
 )
+from softlabel.pipeline.teachers.sequence_export import check_sequence_parity, export_sequences
+from softlabel.pipeline.teachers.sequence_model import SequenceModel, check_said, taken_inputs
 from softlabel.pipeline.teachers.timm_config import timm_preprocessing
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import ParameterError
@@ -33,6 +40,8 @@ from softlabel.schemas.params import ExportParams
 from softlabel.schemas.reports import ExportReport
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import Preprocess, TeacherSpec
+
+OF_PICTURES = ("height", "width", "channels", "resize", "interpolation", "mean", "std")
 
 
 def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
@@ -46,29 +55,24 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     elif params.model.startswith("timm:"):
         params = params.model_copy(update=timm_preprocessing(params))
     refuse_folder(params.output)
-    spec = _spec(params)
-    preprocess = spec.preprocess
-    assert preprocess is not None
-    inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
-    assert params.weights is not None
-    load_weights(inner, params.weights)
-    model = PictureModel(inner, preprocess.mean, preprocess.std)
-    pixels, checked_on = _parity_pixels(params, preprocess)
+    samples = None if params.samples is None else open_source(params.samples)
     progress.say(f"exporting {params.model}")
-    exported = export_onnx(model, spec, params.opset)
-    parity = check_parity(model, exported, pixels, params.tolerance)
+    if samples is not None and samples.numbers is not None:
+        done = _sequences(params, samples)
+    else:
+        done = _pictures(params, samples)
     make_folder(params.output.parent)
-    publish_bytes(params.output, exported)
+    publish_bytes(params.output, done.file)
     report = ExportReport(
         output=params.output,
-        bytes=len(exported),
-        sha256=sha256_of(exported),
-        parameters=count_parameters(inner),
+        bytes=len(done.file),
+        sha256=sha256_of(done.file),
+        parameters=done.parameters,
         opset=params.opset,
         checked_batch_sizes=PARITY_BATCH_SIZES,
-        checked_on=checked_on,
-        max_difference=parity.difference,
-        allowed_difference=parity.allowed,
+        checked_on=done.checked_on,
+        max_difference=done.parity.difference,
+        allowed_difference=done.parity.allowed,
     )
     if params.metrics is not None:
         figures = ("bytes", "parameters", "opset", "max_difference", "allowed_difference")
@@ -78,10 +82,73 @@ def run(params: ExportParams, progress: Progress | None = None) -> ExportReport:
     return report
 
 
+class _Done(NamedTuple):
+    """An exported file and what was found of it."""
+
+    file: bytes
+    parity: Parity
+    parameters: int
+    checked_on: str
+
+
+def _pictures(params: ExportParams, samples: Source | None) -> _Done:
+    spec = _spec(params)
+    preprocess = spec.preprocess
+    assert preprocess is not None
+    inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
+    assert params.weights is not None
+    load_weights(inner, params.weights)
+    model = PictureModel(inner, preprocess.mean, preprocess.std)
+    pixels, checked_on = _parity_pixels(params, preprocess, samples)
+    exported = export_onnx(model, spec, params.opset)
+    parity = check_parity(model, exported, pixels, params.tolerance)
+    return _Done(exported, parity, count_parameters(inner), checked_on)
+
+
+def _sequences(params: ExportParams, samples: Source) -> _Done:
+    _check_sequences(params)
+    classes = read_class_names(params.classes)
+    inner = build_model(params.model, params.model_args, len(classes), None)
+    assert params.weights is not None
+    load_weights(inner, params.weights)
+    inputs = taken_inputs(inner, params.model, offered_inputs(samples.numbers or {}))
+    spec = TeacherSpec(
+        inputs=inputs,
+        positions=True,
+        classes=classes,
+        output=OUTPUT_NAME,
+        output_kind=params.output_kind,
+        opset=params.opset,
+    )
+    rows = max(PARITY_BATCH_SIZES)
+    tokens = np.resize(samples.fed(spec, params.model).first(rows).inputs, rows)
+    model = SequenceModel(inner, [one.name for one in inputs])
+    check_said(model, params.model, tokens, len(classes))
+    exported = export_sequences(model, spec, tokens, params.opset)
+    parity = check_sequence_parity(model, exported, tokens, params.tolerance)
+    checked_on = f"samples of {params.samples}"
+    return _Done(exported, parity, count_parameters(inner), checked_on)
+
+
+def _check_sequences(params: ExportParams) -> None:
+    needed = ("weights", "classes")
+    _refuse_missing([name for name in needed if not getattr(params, name)])
+    given = [name for name in (*OF_PICTURES, "features") if getattr(params, name)]
+    if given:
+        raise ParameterError(
+            f"export: {', '.join(given)} are of pictures, and {params.samples} has none; leave "
+            "them out"
+        )
+
+
 def _from_card(params: ExportParams) -> ExportParams:
     """Fill model, weights, classes and preprocessing from a student.json; flags go first."""
     path = Path(params.model)
     card = read_card(path)
+    if card.inputs is not None and params.samples is None:
+        raise ParameterError(
+            f"export: {path} is of sequences, which are checked on real ones; pass --samples"
+        )
     known = {
         "model_args": card.model_args,
         "weights": path.parent / card.weights,
@@ -100,13 +167,7 @@ def _from_card(params: ExportParams) -> ExportParams:
 
 def _spec(params: ExportParams) -> TeacherSpec:
     needed = ("weights", "classes", "height", "width", "channels", "mean", "std")
-    missing = [name for name in needed if not getattr(params, name)]
-    if missing:
-        flags = ", ".join("--" + name for name in missing)
-        raise ParameterError(
-            f"export: a teacher needs its {', '.join(missing)}; pass {flags}, or give --model the "
-            "student.json that train-student wrote"
-        )
+    _refuse_missing([name for name in needed if not getattr(params, name)])
     try:
         return TeacherSpec(
             preprocess=Preprocess(
@@ -131,11 +192,21 @@ def _spec(params: ExportParams) -> TeacherSpec:
         raise ParameterError(f"export: {reason}") from error
 
 
-def _parity_pixels(params: ExportParams, preprocess: Preprocess) -> tuple[Array, str]:
+def _refuse_missing(missing: Sequence[str]) -> None:
+    if missing:
+        flags = ", ".join("--" + name for name in missing)
+        raise ParameterError(
+            f"export: a teacher needs its {', '.join(missing)}; pass {flags}, or give --model the "
+            "student.json that train-student wrote"
+        )
+
+
+def _parity_pixels(
+    params: ExportParams, preprocess: Preprocess, samples: Source | None
+) -> tuple[Array, str]:
     rows = max(PARITY_BATCH_SIZES)
-    if params.samples is None:
+    if samples is None:
         random = np.random.default_rng(0)
         return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
-    source = open_source(params.samples).framed(preprocess.framing, params.model)
-    pixels = source.first(rows).inputs
+    pixels = samples.framed(preprocess.framing, params.model).first(rows).inputs
     return np.resize(pixels, (rows, *preprocess.shape)), f"samples of {params.samples}"

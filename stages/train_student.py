@@ -23,6 +23,7 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     weights_bytes,
 )
+from softlabel.pipeline.teachers.sequence_model import SequenceModel, check_said
 from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
 from softlabel.pipeline.training.crew import Crew
@@ -130,7 +131,7 @@ class _Student(NamedTuple):
 
     params: TrainParams
     fabric: Fabric
-    model: PictureModel
+    model: PictureModel | SequenceModel
     trained: nn.Module
     random: Mapping[str, Any]
 
@@ -141,14 +142,19 @@ def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
     else:
         # The hint alone reaches no layer above its own.
         fabric = launch_fabric(params.device, params.precision, unused=params.hint_epochs > 0)
+    if fabric.world_size > 1 and inputs.inputs is not None:
+        raise ParameterError(
+            "train: sequences are trained by one process; start it without torchrun"
+        )
     if fabric.world_size > 1 and params.targets == "self":
         raise ParameterError(
             "train: targets 'self' are kept by one process; start it without torchrun"
         )
     torch.manual_seed(params.seed)
-    model = _picture_model(params, inputs.source)
+    model = _model(params, inputs)
     trained: nn.Module = model
     if params.hint_layer is not None and inputs.features is not None:
+        assert isinstance(model, PictureModel)
         trained = HintedModel(model, params.hint_layer, inputs.features, inputs.source.shape)
     random = Generators().state_dict()
     # Refuses what it does not take before anything is written or removed.
@@ -233,6 +239,16 @@ def _train(
     return histories
 
 
+def _model(params: TrainParams, inputs: TrainingInputs) -> PictureModel | SequenceModel:
+    if inputs.inputs is None:
+        return _picture_model(params, inputs.source)
+    classes = len(inputs.source.classes)
+    inner = build_model(params.model, params.model_args, classes, None, params.weights)
+    model = SequenceModel(inner, [one.name for one in inputs.inputs])
+    check_said(model, params.model, inputs.source.reopen().first(PARITY_ROWS).inputs, classes)
+    return model
+
+
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:
     seen = _preprocess(params, source)
     inner = build_model(
@@ -272,7 +288,11 @@ def _publish(
 ) -> TrainReport:
     params, folder = member.params, member.folder
     weights = weights_bytes(member.model.model)
-    seen = _preprocess(params, inputs.source)
+    seen = (
+        _preprocess(params, inputs.source).model_dump(exclude={"layout", "in_graph"})
+        if inputs.inputs is None
+        else {"inputs": inputs.inputs}
+    )
     soft = params.loss != "hard"
     identity = inputs.labels.identity if inputs.labels else None
     mean = (
@@ -306,7 +326,7 @@ def _publish(
         weights=WEIGHTS_FILE,
         weights_sha256=sha256_of(weights),
         classes=inputs.source.classes,
-        **seen.model_dump(exclude={"layout", "in_graph"}),
+        **seen,
         parameters=report.parameters,
         loss=params.loss,
         targets=params.targets,

@@ -67,7 +67,8 @@ def open_hf_disk(path: Path) -> Source:
         return Source(path, (), ())
     first = shards[0].columns
     numbers = first.numbers if isinstance(first, NumberColumns) else None
-    return Source(path, shards, first.others.classes, numbers=numbers)
+    others = first.others
+    return Source(path, shards, others.classes, numbers=numbers, listed=others.listed)
 
 
 class ArrowTable:

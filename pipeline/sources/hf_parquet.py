@@ -49,7 +49,8 @@ def open_hf_parquet(path: Location, files: Sequence[Location]) -> Source:
     shards = [ParquetTable(file, columns, groups) for file, (columns, groups) in found.items()]
     first = shards[0].columns
     numbers = first.numbers if isinstance(first, NumberColumns) else None
-    return Source(path, shards, first.others.classes, numbers=numbers)
+    others = first.others
+    return Source(path, shards, others.classes, numbers=numbers, listed=others.listed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ IDS, DECODER = "input_ids", "decoder_"
 # The column that is 0 where the other one's lists are padded.
 MASKS = {DECODER + IDS: DECODER + "attention_mask", IDS: "attention_mask"}
 LENGTH = "length"
+# What numbers of a kind, as NumPy names it, are to a PyTorch model.
+TAKEN = {"i": "int64", "u": "int64", "f": "float32", "b": "bool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,16 @@ class SequenceRows:
         column = self.sequences.masks.get(one.name, one.name)
         longest = max(1, int(lengths[column].max(initial=0)))
         return (longest,) if one.shape[0] < 0 else one.shape
+
+
+def offered_inputs(numbers: Mapping[str, Number]) -> list[NumberInput]:
+    """Every list of numbers, and the masks that can be made, in the types that torch takes them."""
+    lists = {name: number for name, number in numbers.items() if len(number.shape) == 1}
+    kinds = {name: TAKEN[number.dtype.kind] for name, number in lists.items()}
+    for ids, mask in MASKS.items():
+        if ids in lists or ids == IDS:
+            kinds.setdefault(mask, "int64")
+    return [NumberInput(name=name, dtype=kind, shape=(-1,)) for name, kind in kinds.items()]
 
 
 def joined_rows(parts: Sequence[SequenceRows]) -> SequenceRows:

@@ -42,7 +42,8 @@ class Source:
     channels of every picture as `read` gives it. framing: how encoded pictures of any size come to
     that shape; None where pictures are stored as arrays, of `shape`. numbers: the columns of a
     table without pictures, else None; its shards are `NumberShard`s, and `read` gives a structured
-    array of what `fed` chose. decoder: who decodes; reopened readers share it. maker: makes views
+    array of what `fed` chose, or sequences. listed: hard labels are lists, one of each position of
+    a sequence. decoder: who decodes; reopened readers share it. maker: makes views
     of the pictures, in their place. Not safe for use by two threads at once; `reopen` gives each
     its own.
 
@@ -59,9 +60,12 @@ class Source:
         decoder: Decoder | None = None,
         numbers: Mapping[str, Number] | None = None,
         maker: Views | None = None,
+        *,
+        listed: bool = False,
     ) -> None:
         self.path = path
         self.numbers = numbers
+        self.listed = listed
         self._maker = maker
         self._decoder = decoder or Decoder()
         self.classes = classes
@@ -96,7 +100,8 @@ class Source:
         if self._shape is None:
             raise DataError(
                 f"{self.path}: holds no pictures but numbers ({', '.join(self.numbers or ())}); "
-                "'infer', 'plan' and 'verify' take those, for a teacher with inputs of these names"
+                "'infer', 'plan' and 'verify' take those, for a teacher with inputs of these "
+                "names, and students take sequences: lists with lists of labels"
             )
         return self._shape
 
@@ -185,7 +190,7 @@ class Source:
 
     def _reading(self, wanted: Sequence[NumberInput] | Sequences) -> Source:
         shards = [cast(NumberShard, shard).taking(wanted) for shard in self._shards.values()]
-        return Source(self.path, shards, self.classes, numbers=self.numbers)
+        return Source(self.path, shards, self.classes, numbers=self.numbers, listed=self.listed)
 
     def naming(self, classes: Sequence[str]) -> Source:
         """The source with these class names where it has none of its own."""
@@ -197,7 +202,15 @@ class Source:
         shards = [shard.reopen() for shard in self._shards.values()]
         shape = None if framing else self._shape
         return Source(
-            self.path, shards, classes, shape, framing, self._decoder, self.numbers, maker
+            self.path,
+            shards,
+            classes,
+            shape,
+            framing,
+            self._decoder,
+            self.numbers,
+            maker,
+            listed=self.listed,
         )
 
     def digest(self, name: str) -> SourceDigest:

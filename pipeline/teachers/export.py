@@ -7,14 +7,16 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from softlabel.pipeline.teachers.head import last_layer_input
 from softlabel.pipeline.teachers.models import PictureModel
@@ -50,34 +52,56 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     shape = spec.preprocess.shape
     for size in PARITY_BATCH_SIZES:
         _eager(model, np.zeros((size, *shape), np.uint8), len(spec.classes))
+    check_size(model)
+    # An example batch of 2: the exporter takes an axis of 1 for a constant.
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    batch = {"pixels": {0: torch.export.Dim("batch")}}
+    proto = to_graph(model, {INPUT_NAME: example}, batch, opset)
+    if spec.features is not None:
+        _name_features(proto, spec.features)
+    return with_metadata(proto, spec)
+
+
+def check_size(model: nn.Module) -> None:
+    """Raise DataError where the weights do not fit into one file."""
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > LARGEST_FILE:
         raise DataError(
             f"the model's weights take {weights / 2**30:.1f} GiB; one ONNX file holds 2 GiB; "
             "export it in float16"
         )
-    # An example batch of 2: the exporter takes an axis of 1 for a constant.
-    example = torch.zeros((2, *shape), dtype=torch.uint8)
+
+
+def to_graph(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], open_axes: Any, opset: int
+) -> onnx.ModelProto:
+    """The graph of `model` in eval mode with these inputs, by example, and the output `logits`.
+
+    open_axes: as torch.export has its dynamic shapes. Raises DataError where torch cannot.
+    """
     with _quiet_exporter(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 model.eval(),
-                (example,),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=[INPUT_NAME],
+                input_names=list(inputs),
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+                dynamic_shapes=open_axes,
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
             )
         except Exception as error:
-            raise DataError(f"torch cannot export the model: {_root_cause(error)}") from error
+            raise DataError(f"torch cannot export the model: {root_cause(error)}") from error
     assert program is not None
-    proto = program.model_proto
+    proto: onnx.ModelProto = program.model_proto
     _forget_this_machine(proto)
-    if spec.features is not None:
-        _name_features(proto, spec.features)
+    return proto
+
+
+def with_metadata(proto: onnx.ModelProto, spec: TeacherSpec) -> bytes:
+    """The bytes of the file, which says of itself what `spec` says."""
     onnx.helper.set_model_props(proto, {METADATA_KEY: spec.model_dump_json(exclude_none=True)})
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -88,17 +112,22 @@ def check_parity(model: PictureModel, exported: bytes, pixels: Array, tolerance:
     pixels: uint8 `[7 or more, height, width, channels]`. Allowed is `tolerance` times
     max(1, largest |logit|). Raises CheckFailed that says by how much and where they differ.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(exported)
     largest = Parity(0.0, tolerance)
     for size in PARITY_BATCH_SIZES:
         batch = np.ascontiguousarray(pixels[-size:])
         expected = _eager(model, batch, None)
         got = _exported(session, batch)
-        seen = _compare(expected, np.asarray(got), size, tolerance)
+        seen = compare(expected, np.asarray(got), size, tolerance)
         largest = max(largest, seen, key=lambda parity: parity.difference)
     return largest
+
+
+def cpu_session(exported: bytes) -> onnxruntime.InferenceSession:
+    """ONNX Runtime with this file on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
 
 
 def _eager(model: PictureModel, batch: Array, classes: int | None) -> Array:
@@ -108,7 +137,7 @@ def _eager(model: PictureModel, batch: Array, classes: int | None) -> Array:
             logits = model.eval()(torch.from_numpy(batch))
     except Exception as error:
         raise DataError(
-            f"cannot export the model: it fails on a batch of {len(batch)}: {_root_cause(error)}; "
+            f"cannot export the model: it fails on a batch of {len(batch)}: {root_cause(error)}; "
             "it must take any number of these pictures"
         ) from error
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -126,7 +155,7 @@ def _exported(session: onnxruntime.InferenceSession, batch: Array) -> Array:
         return np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0])
     except Exception as error:
         raise CheckFailed(
-            f"the exported file fails on a batch of {len(batch)}: {_root_cause(error)}; nothing "
+            f"the exported file fails on a batch of {len(batch)}: {root_cause(error)}; nothing "
             "was published; the model must take any batch size"
         ) from error
 
@@ -167,14 +196,18 @@ def _forget_nodes(part: onnx.GraphProto | onnx.FunctionProto) -> None:
         node.doc_string = ""
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The first line of the error that began it all: what the user's own code said."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _compare(expected: Array, got: Array, size: int, tolerance: float) -> Parity:
+def compare(expected: Array, got: Array, size: int, tolerance: float) -> Parity:
+    """How far two logits `[N, classes]` are apart. Raises CheckFailed where it is too far.
+
+    size: of the batch that they are of.
+    """
     allowed = tolerance * max(1.0, float(np.abs(expected).max()))
     difference = np.abs(expected - got)
     # NaN on either side must not pass a comparison.

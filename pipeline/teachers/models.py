@@ -41,14 +41,15 @@ def build_model(
     reference: str,
     model_args: Mapping[str, Any],
     num_classes: int,
-    channels: int,
+    channels: int | None,
     weights: Path | None = None,
 ) -> nn.Module:
     """The model that `reference` names, freshly initialised or filled from the file `weights`.
 
     `package.module:function` is called with `num_classes` and `model_args`; `timm:NAME` and
     `torchvision:NAME` come from those libraries and load nothing by themselves. `weights` are of
-    this very model; `timm:NAME` fits those of another number of classes or channels. Raises
+    this very model; `timm:NAME` fits those of another number of classes or channels. channels: of
+    pictures, None where it takes none. Raises
     ParameterError, EnvironmentFault where the library is not installed, and as `load_weights`.
     """
     source, _, name = reference.partition(":")
@@ -162,9 +163,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return checkpoint  # type: ignore[no-any-return]
 
 
-def _timm_factory(name: str, channels: int, weights: Path | None) -> Callable[..., Any]:
+def _timm_factory(name: str, channels: int | None, weights: Path | None) -> Callable[..., Any]:
     timm = library("timm", name)
-    given: dict[str, Any] = {"in_chans": channels, "pretrained": weights is not None}
+    given: dict[str, Any] = {"in_chans": channels or 3, "pretrained": weights is not None}
     if weights is not None:
         given["pretrained_cfg_overlay"] = {"state_dict": _read_state(weights)}
 

@@ -52,12 +52,15 @@ class TrainingBatch:
     def parts(self, number: int) -> Iterator[TrainingBatch]:
         """The batch in so many even parts, or in as many as it has samples.
 
-        Of sequences a part's share is that of its positions.
+        Of sequences a part's share is that of its positions, and parts without any are left out,
+        but where the batch has none.
         """
         bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)
         starts = self._starts()
         for first, end in itertools.pairwise(bounds.tolist()):
             start, stop = starts[first], starts[end]
+            if start == stop and len(self.labels):
+                continue
             yield TrainingBatch(
                 self.keys.slice(first, end - first),
                 self.pixels[first:end],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,12 +20,13 @@ from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.hints import feature_width
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.probe import InformationProbe, open_probe
+from softlabel.pipeline.training.sequences import of_sequences, sequence_inputs
 from softlabel.pipeline.training.validation import Validation
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import CalibrateReport
-from softlabel.schemas.teacher import Framing
+from softlabel.schemas.teacher import Framing, NumberInput, SequenceInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class TrainingInputs:
 
     fitted_temperature: divides the teacher's logits alone. features: how many the hints learn from,
     None without hints. probe: what mutual information is estimated on, None where it is not.
+    inputs: what a student of sequences is fed, None of pictures.
     """
 
     source: Source
@@ -41,6 +45,7 @@ class TrainingInputs:
     fitted_temperature: float
     features: int | None
     probe: InformationProbe | None
+    inputs: tuple[NumberInput, ...] | None
 
     @property
     def identities(self) -> dict[str, Any]:
@@ -63,23 +68,17 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     labels = _soft_labels(params)
     classes = () if labels is None else labels.classes
     source = open_source(params.source).naming(classes)
-    framing = student_framing(
-        source,
-        labels,
-        "train",
-        params.height,
-        params.width,
-        params.channels,
-        params.resize,
-        params.interpolation,
-    )
-    source = source.framed(framing, "the student")
-    if not source.classes:
-        raise DataError(
-            f"{source.path}: names no classes; train from a label set, or prepare the source with "
-            "its class names"
-        )
-    validation = _validation(params, source, framing)
+    inputs = None
+    if of_sequences(source, labels):
+        _refuse_unnamed(source)
+        inputs = sequence_inputs(params, source)
+        seen = partial(Source.fed, wanted=SequenceInputs(inputs=inputs), taker="the student")
+    else:
+        framing = _framing(params, source, labels)
+        seen = partial(Source.framed, wanted=framing, taker="the student")
+    source = seen(source)
+    _refuse_unnamed(source)
+    validation = _validation(params, source, seen)
     without = _leaving_out(params)
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
@@ -94,7 +93,28 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     )
     told = without if labels is None else labels
     probe = open_probe(params, source, () if told is None else told.rejects)
-    return TrainingInputs(source, labels, samples, validation, fitted, width, probe)
+    return TrainingInputs(source, labels, samples, validation, fitted, width, probe, inputs)
+
+
+def _refuse_unnamed(source: Source) -> None:
+    if not source.classes:
+        raise DataError(
+            f"{source.path}: names no classes; train from a label set, or prepare the source with "
+            "its class names"
+        )
+
+
+def _framing(params: TrainParams, source: Source, labels: Labels | None) -> Framing:
+    return student_framing(
+        source,
+        labels,
+        "train",
+        params.height,
+        params.width,
+        params.channels,
+        params.resize,
+        params.interpolation,
+    )
 
 
 def _fingerprint(source: Source) -> str:
@@ -160,12 +180,12 @@ def _fitted_temperature(params: TrainParams, labels: Labels) -> float:
     return report.temperature
 
 
-def _validation(params: TrainParams, source: Source, framing: Framing) -> Validation | None:
+def _validation(
+    params: TrainParams, source: Source, seen: Callable[[Source], Source]
+) -> Validation | None:
     """The source to validate on, seen as the student sees it, its classes found by name."""
     if params.validation is None:
         return None
-    validation = (
-        open_source(params.validation).naming(source.classes).framed(framing, "the student")
-    )
+    validation = seen(open_source(params.validation).naming(source.classes))
     names = (f"source {source.path}", f"source {validation.path}")
     return Validation(validation, class_map(source.classes, validation.classes, names))

@@ -23,7 +23,7 @@ from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
-from softlabel.pipeline.sources.label_columns import IGNORED
+from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.agreement import (
     as_labelled,
@@ -34,6 +34,7 @@ from softlabel.pipeline.training.agreement import (
 from softlabel.pipeline.training.batch import JoinedBatch, TrainingBatch
 from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.held import StoredRows, Window, concat
+from softlabel.pipeline.training.losses import IGNORED
 from softlabel.pipeline.training.spans import Span, batch_shares
 from softlabel.pipeline.training.windows import (
     UNIT_ROWS,
@@ -204,6 +205,8 @@ class JoinedSamples:
                 "training needs one for every sample"
             )
         block = None
+        if self._labels is None and pa.types.is_large_list(stored.labels.type):
+            _refuse_unlabelled(self._source, stored)
         if self._labels is not None:
             views = chosen_views(stored.keys, epoch, self._labels.views)
             lines = rows * self._labels.views + views
@@ -244,6 +247,16 @@ class JoinedSamples:
 
 def _stored_features(block: LabelBlock) -> npt.NDArray[np.float16] | None:
     return block.payload["features"] if isinstance(block.codec, Factored) else block.features
+
+
+def _refuse_unlabelled(source: Source, stored: ShardRows) -> None:
+    """Raise DataError where no position of these sequences has a hard label."""
+    labels = stored.labels.flatten()
+    if labels.null_count == len(labels):
+        raise DataError(
+            f"{source.path}: no position of key {stored.keys[0].as_py()!r} and those after it has "
+            "a hard label; training needs some, or a label set"
+        )
 
 
 def chosen_views(keys: pa.StringArray, epoch: int, views: int) -> npt.NDArray[np.int64]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from softlabel.pipeline.labelset.keys import few
+from softlabel.pipeline.teachers.sequence_model import tensors
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.distillation import certain, distillation_terms, soft_term
 from softlabel.pipeline.training.hints import Hinted, with_hint
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.pipeline.training.mixing import Mixture
 from softlabel.pipeline.training.sparse_losses import SparseTeacher
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import TrainParams
 
 
@@ -43,8 +47,9 @@ class Lesson:
         self._fitted = fitted_temperature
 
     def plain(self, part: TrainingBatch, epoch: int) -> Outcome:
-        """The pictures as they are."""
-        said = self._student(self._tensor(part.pixels))
+        """The samples as they are. Raises DataError where they give nothing to learn from."""
+        self._check_positions(part)
+        said = self._student(self._inputs(part))
         student = said.logits if isinstance(said, Hinted) else said
         labels = self._tensor(part.labels)
         terms = self._terms(epoch, student, self._teacher(part), labels)
@@ -75,6 +80,27 @@ class Lesson:
         ]
         larger = labels[0] if mixture.share >= 0.5 else labels[1]
         return Outcome(mixture.terms(*sides), student, larger)
+
+    def _inputs(self, part: TrainingBatch) -> Any:
+        if part.lengths is None:
+            return self._tensor(part.pixels)
+        return self._fabric.to_device(tensors(part.pixels))
+
+    def _check_positions(self, part: TrainingBatch) -> None:
+        if part.lengths is None:
+            return
+        if not len(part.labels):
+            raise DataError(
+                f"train: of {few(part.keys.to_pylist())} every position is padding; leave such "
+                "rows out, or take larger batches"
+            )
+        unknown = np.flatnonzero(part.labels < 0)
+        if self._params.loss == "dkd" and len(unknown):
+            row = int(np.searchsorted(np.cumsum(part.lengths), unknown[0], side="right"))
+            raise DataError(
+                f"train: key {part.keys[row].as_py()!r} has a position without a hard label, and "
+                "loss 'dkd' needs one everywhere; label it, or use loss 'kd'"
+            )
 
     def _terms(
         self, epoch: int, student: Tensor, teacher: Tensor | SparseTeacher | None, labels: Tensor

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The label of a position that has none; torch leaves it out.
+IGNORED = -100
 # Keeps a row of equal logits, whose deviation is 0, from dividing by it.
 TINY = 1e-7
 
@@ -36,7 +38,8 @@ def hard_loss(
 ) -> Tensor:
     """`H(y', s)` with `y' = (1-e) y + e/C`, uniform over all C (Szegedy et al. 2016, section 7).
 
-    student `[N, C]`, labels int64 `[N]`. With `others_only` the convention of e/(C-1) on each
+    student `[N, C]`, labels int64 `[N]`; a mean over those that are not `IGNORED`, 0 where all
+    are. With `others_only` the convention of e/(C-1) on each
     class but the labelled one, which keeps 1-e.
     """
     if others_only:
@@ -45,7 +48,8 @@ def hard_loss(
         label_smoothing = label_smoothing * classes / (classes - 1)
         if label_smoothing > 1:
             raise ValueError(f"label_smoothing must be at most {1 - 1 / classes:g} for {classes}")
-    return F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(student, labels, label_smoothing=label_smoothing, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -33,10 +33,14 @@ class EpochMeans:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, terms: LossTerms, student: Tensor, labels: Tensor) -> None:
-        """Count a batch: its terms, student logits `[N, C]` and labels int64 `[N]`."""
+        """Count a batch: its terms, student logits `[N, C]` and labels int64 `[N]`.
+
+        A label below 0 is unknown.
+        """
         rows = len(labels)
         self._rows += rows
-        hits = (student.argmax(dim=1) == labels).sum() / rows
+        known = (labels >= 0).sum().clamp(min=1)
+        hits = (student.argmax(dim=1) == labels).sum() / known
         named = {
             "loss": terms.total,
             "hard": terms.hard,

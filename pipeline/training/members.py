@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.teachers.sequence_model import SequenceModel
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.checkpoints import Checkpoints
 from softlabel.pipeline.training.crew import Crew
@@ -54,7 +55,7 @@ class Member:
     params: TrainParams
     folder: Path
     fabric: Fabric
-    model: PictureModel
+    model: PictureModel | SequenceModel
     trained: nn.Module
     checkpoints: Checkpoints
     memory: LabelMemory | None

@@ -8,15 +8,16 @@ import numpy as np
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.teachers.models import PictureModel, build_model, load_weights
+from softlabel.pipeline.teachers.sequence_model import SequenceModel
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import ExportParams
 from softlabel.schemas.reports.training import StudentCard
 from softlabel.schemas.sample import Array
-from softlabel.schemas.teacher import Preprocess, TeacherSpec
+from softlabel.schemas.teacher import TeacherSpec
 
 
-def load_student(path: Path) -> tuple[StudentCard, PictureModel]:
+def load_student(path: Path) -> tuple[StudentCard, PictureModel | SequenceModel]:
     """The card in file `path` and its model with its weights, on the CPU, in eval mode.
 
     Raises ParameterError, DataError.
@@ -27,14 +28,16 @@ def load_student(path: Path) -> tuple[StudentCard, PictureModel]:
     load_weights(inner, weights)
     if file_sha256(weights) != card.weights_sha256:
         raise DataError(f"{weights}: is not the file that {path} describes; train again")
+    if card.inputs is not None:
+        return card, SequenceModel(inner, [one.name for one in card.inputs]).eval()
     return card, PictureModel(inner, card.mean, card.std).eval()
 
 
-def student_onnx(card: StudentCard, model: PictureModel, pixels: Array) -> bytes:
+def student_onnx(card: StudentCard, model: PictureModel | SequenceModel, samples: Array) -> bytes:
     """The student as the ONNX file that 'export' makes of its card.
 
-    pixels: uint8 `[N, H, W, C]`, any number of them, to compare ONNX Runtime with PyTorch on.
-    Raises DataError where torch cannot export it, CheckFailed where the two disagree.
+    samples: inputs of any number, as `SampleBlock` has them, to compare ONNX Runtime with PyTorch
+    on. Raises DataError where torch cannot export it, CheckFailed where the two disagree.
     """
     from softlabel.pipeline.teachers.export import (
         OUTPUT_NAME,
@@ -42,26 +45,23 @@ def student_onnx(card: StudentCard, model: PictureModel, pixels: Array) -> bytes
         check_parity,
         export_onnx,
     )
+    from softlabel.pipeline.teachers.sequence_export import check_sequence_parity, export_sequences
 
     usual = ExportParams(model=card.model)
     spec = TeacherSpec(
-        preprocess=Preprocess(
-            height=card.height,
-            width=card.width,
-            channels=card.channels,
-            resize=card.resize,
-            interpolation=card.interpolation,
-            mean=card.mean,
-            std=card.std,
-            layout="NHWC",
-            in_graph=True,
-        ),
+        preprocess=card.preprocess,
+        inputs=card.inputs,
+        positions=card.positions or None,
         classes=card.classes,
         output=OUTPUT_NAME,
         opset=usual.opset,
     )
+    enough = np.resize(samples, (max(PARITY_BATCH_SIZES), *samples.shape[1:]))
     model = model.cpu()
+    if isinstance(model, SequenceModel):
+        exported = export_sequences(model, spec, enough, usual.opset)
+        check_sequence_parity(model, exported, enough, usual.tolerance)
+        return exported
     exported = export_onnx(model, spec, usual.opset)
-    enough = np.resize(pixels, (max(PARITY_BATCH_SIZES), *pixels.shape[1:]))
     check_parity(model, exported, enough, usual.tolerance)
     return exported

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.teachers.sequence_model import tensors
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.windows import cut
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject
 
 VALIDATION_ROWS = 1024
+# Logits of a sequence are as many as those of some hundred samples.
+VALIDATION_SEQUENCES = 32
 
 
 class Validation(NamedTuple):
@@ -36,7 +39,9 @@ def validate(model: nn.Module, fabric: Fabric, validation: Validation | None) ->
     if validation is None:
         return {}
     metrics = ClassifierMetrics(bins=1)
-    for logits, batch in predict(model, fabric, validation.source, VALIDATION_ROWS):
+    pictures = validation.source.numbers is None
+    rows = VALIDATION_ROWS if pictures else VALIDATION_SEQUENCES
+    for logits, batch in predict(model, fabric, validation.source, rows):
         known = batch.labels >= 0
         try:
             hard = batch.labels[known]
@@ -59,14 +64,18 @@ def predict(
 ) -> Iterator[tuple[Tensor, TrainingBatch]]:
     """Logits `[N, classes]` on the CPU for every batch of `source`, in its order.
 
-    Of views all, those of a sample in one batch, which may be the larger for it. rejects: samples
-    that are not read.
+    Of sequences those of all positions that are no padding. Of views all, those of a sample in one
+    batch, which may be the larger for it. rejects: samples that are not read.
     """
     model.eval()
     for unit in cut(source.files, RejectedRows(rejects), max(1, batch_size // source.views)):
         samples = source.read(unit)
-        pixels = torch.from_numpy(samples.inputs.copy())
+        lengths = samples.lengths
+        pixels: Any = (
+            torch.from_numpy(samples.inputs.copy()) if lengths is None else tensors(samples.inputs)
+        )
         with torch.no_grad(), fabric.autocast():
             logits = model(fabric.to_device(pixels)).float().cpu()
         labels = samples.hard_labels().astype("int64")
-        yield logits, TrainingBatch(samples.keys, samples.inputs, labels, None)
+        batch = TrainingBatch(samples.keys, samples.inputs, labels, None, lengths=lengths)
+        yield logits, batch

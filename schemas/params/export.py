@@ -56,7 +56,9 @@ class ExportParams(Record):
     metrics: Metrics = None
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
     samples: GivenLocation | None = Field(
-        None, description="source whose first rows feed the parity check; default: random pictures"
+        None,
+        description="source whose first rows feed the parity check; default: random pictures; "
+        "of a model of sequences its columns say what the model takes",
     )
     tolerance: Positive = Field(
         1e-4,

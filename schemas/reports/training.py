@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from softlabel.schemas.labelset import Derivation
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import Framing, Interpolation
+from softlabel.schemas.teacher import Interpolation, NumberInput, Preprocess, check_fed
 
 
 class EpochRecord(Record):
@@ -76,10 +76,14 @@ class TrainReport(Record):
     peers: tuple[TrainReport, ...] = ()
 
 
+_OF_PICTURES = ("height", "width", "channels", "resize", "interpolation", "mean", "std")
+
+
 class StudentCard(Record):
     """student.json: all that is needed to build the student again and to feed it.
 
-    label_bytes: bytes a row of the label set that it learned from, null without one.
+    height to std: of pictures. inputs: of a student of sequences the columns that it is fed, in
+    their place. label_bytes: bytes a row of the label set that it learned from, null without one.
     labels_mean: where that was the mean of several, which and how; labels_identity_sha256 is then
     what `merge --codec dense-f32` would give them.
     """
@@ -92,13 +96,14 @@ class StudentCard(Record):
     weights: str
     weights_sha256: str
     classes: tuple[str, ...]
-    height: int
-    width: int
-    channels: int
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
     resize: int | None = None
     interpolation: Interpolation | None = None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    inputs: tuple[NumberInput, ...] | None = None
     parameters: int
     loss: str
     targets: str = "stored"
@@ -110,6 +115,19 @@ class StudentCard(Record):
     label_bytes: float | None = None
 
     @property
-    def framing(self) -> Framing:
-        """How encoded pictures come to the student's size."""
-        return Framing.of(self)
+    def preprocess(self) -> Preprocess | None:
+        """How the student sees pictures; None where it takes none."""
+        if self.inputs is not None:
+            return None
+        seen = {name: getattr(self, name) for name in _OF_PICTURES}
+        return Preprocess.model_validate({**seen, "layout": "NHWC", "in_graph": True})
+
+    @property
+    def positions(self) -> bool:
+        """Whether it speaks of each position of a sequence."""
+        return self.inputs is not None
+
+    @model_validator(mode="after")
+    def _is_fed(self) -> StudentCard:
+        check_fed(self)
+        return self
