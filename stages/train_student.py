@@ -142,10 +142,6 @@ def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
     else:
         # The hint alone reaches no layer above its own.
         fabric = launch_fabric(params.device, params.precision, unused=params.hint_epochs > 0)
-    if fabric.world_size > 1 and inputs.inputs is not None:
-        raise ParameterError(
-            "train: sequences are trained by one process; start it without torchrun"
-        )
     if fabric.world_size > 1 and params.targets == "self":
         raise ParameterError(
             "train: targets 'self' are kept by one process; start it without torchrun"

@@ -22,7 +22,8 @@ class TrainingBatch:
     and all else is of these positions, one sample's after the other; a label may be `IGNORED`.
     teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
     features: its stored features, float16 `[N, d]`, where asked for.
-    share: how much of a step's batch these are: less than 1 where ranks or parts divide it.
+    share: how much of a step's batch these are: less than 1 where ranks or parts divide it; of
+    sequences how many of its positions, and labelled_share of those with a hard label.
     """
 
     keys: pa.StringArray
@@ -33,6 +34,12 @@ class TrainingBatch:
     features: npt.NDArray[np.float16] | None = None
     share: float = 1.0
     lengths: npt.NDArray[np.uint32] | None = None
+    labelled_share: float = 1.0
+
+    @property
+    def labelled(self) -> int:
+        """How many samples or positions have a hard label."""
+        return int((self.labels >= 0).sum())
 
     def take(self, rows: npt.NDArray[np.int64]) -> TrainingBatch:
         """The samples of these rows, in this order."""
@@ -47,13 +54,13 @@ class TrainingBatch:
             None if self.features is None else self.features[places],
             self.share,
             None if lengths is None else lengths[rows],
+            self.labelled_share,
         )
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
         """The batch in so many even parts, or in as many as it has samples.
 
-        Of sequences a part's share is that of its positions, and parts without any are left out,
-        but where the batch has none.
+        Of sequences parts without any position are left out, but where the batch has none.
         """
         bounds = np.linspace(0, len(self.keys), min(number, len(self.keys)) + 1).astype(int)
         starts = self._starts()
@@ -61,15 +68,18 @@ class TrainingBatch:
             start, stop = starts[first], starts[end]
             if start == stop and len(self.labels):
                 continue
+            labels = self.labels[start:stop]
+            labelled = float((labels >= 0).sum()) / max(1, self.labelled)
             yield TrainingBatch(
                 self.keys.slice(first, end - first),
                 self.pixels[first:end],
-                self.labels[start:stop],
+                labels,
                 None if self.teacher is None else self.teacher[start:stop],
                 None if self.sparse is None else self.sparse.take(np.arange(start, stop)),
                 None if self.features is None else self.features[start:stop],
                 self.share * float(stop - start) / max(1, len(self.labels)),
                 None if self.lengths is None else self.lengths[first:end],
+                self.labelled_share * labelled,
             )
 
     def _starts(self) -> npt.NDArray[np.int64]:

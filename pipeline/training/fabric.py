@@ -6,11 +6,13 @@ import atexit
 import logging
 import os
 import warnings
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
 from torch import distributed
 
+from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.params.shared import Device
 
@@ -87,6 +89,20 @@ def _fabric(
             num_nodes=nodes,
             precision=precision,  # type: ignore[arg-type]
         )
+
+
+def of_all_ranks(batch: TrainingBatch, fabric: Fabric) -> TrainingBatch:
+    """A rank's batch with its shares of the positions that all ranks have in this step.
+
+    Of pictures as it is: there the samples are counted. All ranks call this together.
+    """
+    if batch.lengths is None or fabric.world_size == 1:
+        return batch
+    own = [len(batch.labels), batch.labelled] if batch.share else [0, 0]
+    counts = torch.tensor(own, dtype=torch.float64, device=fabric.device)
+    distributed.all_reduce(counts)
+    shares = [one / max(1.0, float(every)) for one, every in zip(own, counts, strict=True)]
+    return replace(batch, share=shares[0], labelled_share=shares[1])
 
 
 def device_name(fabric: Fabric) -> str:

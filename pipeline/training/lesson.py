@@ -52,7 +52,11 @@ class Lesson:
         said = self._student(self._inputs(part))
         student = said.logits if isinstance(said, Hinted) else said
         labels = self._tensor(part.labels)
-        terms = self._terms(epoch, student, self._teacher(part), labels)
+        teacher = self._teacher(part)
+        terms = self._terms(epoch, student, teacher, labels)
+        if part.lengths is not None:
+            weight = 1.0 if teacher is None else 1 - soft_term(self._params, epoch).weight
+            terms = _of_all_labelled(terms, part, weight)
         if isinstance(said, Hinted) and part.features is not None:
             features = self._tensor(part.features).float()
             terms = with_hint(self._params, epoch, terms, said.features.float(), features)
@@ -121,3 +125,14 @@ class Lesson:
 
     def _tensor(self, array: Any) -> Tensor:
         return self._fabric.to_device(torch.from_numpy(array))
+
+
+def _of_all_labelled(terms: LossTerms, part: TrainingBatch, weight: float) -> LossTerms:
+    """The terms with the hard one, which has this weight, as large as the step's mean wants it.
+
+    That is a mean over the positions with a hard label, of which a part may have more or fewer than
+    its share of all positions.
+    """
+    factor = part.labelled_share / part.share if part.share else 0.0
+    total = terms.total + weight * (factor - 1) * terms.hard
+    return terms._replace(total=total, hard=factor * terms.hard)

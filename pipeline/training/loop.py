@@ -12,6 +12,7 @@ from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.training.averaging import Judged
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.checkpoints import NO_CHECKPOINTS, Checkpoints
+from softlabel.pipeline.training.fabric import of_all_ranks
 from softlabel.pipeline.training.lesson import Lesson
 from softlabel.pipeline.training.listener import Listener
 from softlabel.pipeline.training.means import EpochMeans
@@ -76,6 +77,7 @@ def train(
             means.begin(float(schedule.get_last_lr()[0]))
         for batch in prefetch(batches(state.epoch, state.step), BATCHES_AHEAD, "batches"):
             stepper.zero_grad()
+            batch = of_all_ranks(batch, fabric)
             mixture = draw_mixture(
                 params, batch.pixels, state.epoch, state.step, fabric.global_rank
             )

@@ -39,15 +39,15 @@ class EpochMeans:
         """
         rows = len(labels)
         self._rows += rows
-        known = (labels >= 0).sum().clamp(min=1)
-        hits = (student.argmax(dim=1) == labels).sum() / known
+        hits = (student.argmax(dim=1) == labels).sum()
         named = {
             "loss": terms.total,
             "hard": terms.hard,
             "soft": terms.soft,
             "soft_kl": terms.soft_kl,
             "hint": terms.hint,
-            "train_accuracy": hits,
+            "hits": hits / rows,
+            "labelled": (labels >= 0).sum() / rows,
         }
         for name, value in named.items():
             if value is not None:
@@ -70,7 +70,7 @@ class EpochMeans:
             soft=means.get("soft"),
             soft_kl=means.get("soft_kl"),
             hint=means.get("hint"),
-            train_accuracy=means["train_accuracy"],
+            train_accuracy=means["hits"] / (means["labelled"] or 1.0),
         )
 
     def state_dict(self) -> dict[str, Any]:

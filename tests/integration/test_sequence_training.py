@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,6 @@ from torch import nn
 
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.opening import open_source
-from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.sequence_model import SequenceModel
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import reopen_teacher
@@ -122,14 +124,10 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def joined(world: Path, labels: Path, **how: Any) -> JoinedSamples:
+def joined(world: Path, labels: Path, source: str = "rows", **how: Any) -> JoinedSamples:
     opened = open_labelset(labels)
-    return JoinedSamples(fed(world, labels), opened, **how)
-
-
-def fed(world: Path, labels: Path) -> Source:
-    identity = open_labelset(labels).manifest.identity
-    return open_source(world / "rows").naming(CLASSES).fed(identity, "the student")
+    named = open_source(world / source).naming(CLASSES)
+    return JoinedSamples(named.fed(opened.manifest.identity, "the student"), opened, **how)
 
 
 def met(batch: TrainingBatch) -> Array:
@@ -222,8 +220,19 @@ def test_stored_labels_follow_the_teacher_in_the_loop(world: Path) -> None:
     told = curve(world, samples, online(world, labels))
     np.testing.assert_allclose(offline, told, rtol=1e-5)
     assert offline[-1] < offline[0]
-    cut = curve(world, samples, lambda batch: batch, accumulate=5)
-    np.testing.assert_allclose(cut, offline, rtol=1e-5)
+
+
+def test_parts_of_a_batch_make_its_means(world: Path) -> None:
+    """Also where they have other shares of the positions with a hard label."""
+    rows = sequences()
+    some = [
+        [0 if token % 7 < row % 3 else -100 for token in those] for row, those in enumerate(rows)
+    ]
+    written = write_source(world, "some", labels=some)
+    samples = joined(world, label(world, source=written), source="some")
+    whole = curve(world, samples, lambda batch: batch, soft_weight=0.3)
+    parts = curve(world, samples, lambda batch: batch, soft_weight=0.3, accumulate=5)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
 def test_other_lengths_or_labels_than_were_labelled(world: Path) -> None:
@@ -258,6 +267,35 @@ def test_train_and_measure(world: Path, command: Command, monkeypatch: pytest.Mo
     assert "height" not in {name for name, value in card.items() if value is not None}
     measured = command("evaluate", "--models=models/students", "--source=rows", "--labels=labels")
     assert measured.code == 0, measured.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_what_one_process_does(
+    world: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    (world / "taggers.py").write_text(MODELS)
+    some = [[0 if token % 3 else -100 for token in row] for row in sequences()]
+    label(world, source=write_source(world, "some", labels=some))
+    given = ("--model=taggers:Tagger", "--source=some", "--loss=kd", "--labels=labels")
+    train = ("train-student", *given, "--epochs=2", "--batch-size=16", "--logger=none")
+    one = command(*train, "--output=one")
+    assert one.code == 0, one.stderr
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    two = subprocess.run(
+        [*launcher, "--nproc-per-node=2", "-m", "--", "softlabel", *train, "--output=two"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert two.returncode == 0, two.stderr
+    histories = [
+        json.loads((world / name / "train.json").read_text())["history"] for name in ("one", "two")
+    ]
+    for alone, together in zip(*histories, strict=True):
+        told = {name: value for name, value in alone.items() if value is not None}
+        assert {name: together[name] for name in told} == pytest.approx(told, rel=1e-5)
 
 
 def refused(outcome: Outcome, code: int, *words: str) -> None:
