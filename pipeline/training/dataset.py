@@ -21,6 +21,7 @@ from softlabel.pipeline.training.batch import JoinedBatch
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.randomness import own_randomness, seed_for
+from softlabel.pipeline.training.sequences import of_sequences
 from softlabel.pipeline.training.spans import Steps
 from softlabel.pipeline.training.targets import Targets, stored_targets
 from softlabel.schemas.errors import DataError, ParameterError
@@ -106,6 +107,11 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
             labels = open_labelset(labels)
         opened = open_source(located(source)).naming(() if labels is None else labels.classes)
         name = type(self).__name__
+        if of_sequences(opened, labels):
+            raise ParameterError(
+                f"{name}: {source} has sequences, and batches here are of pictures; train with "
+                "'softlabel train-student', or read its labels by softlabel.open"
+            )
         framing = student_framing(
             opened, labels, name, height, width, channels, resize, interpolation
         )

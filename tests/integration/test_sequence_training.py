@@ -21,6 +21,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.sequence_model import SequenceModel
@@ -31,7 +32,7 @@ from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import train
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import InferParams, TrainParams
 from softlabel.schemas.sample import POSITIONS, Array
 from softlabel.stages import infer
@@ -252,6 +253,22 @@ def test_other_lengths_or_labels_than_were_labelled(world: Path) -> None:
         check_hard_labels(block.keys, pa.array(hard, kind), block, labels)
 
 
+def test_the_mean_of_two_teachers(
+    world: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    (world / "taggers.py").write_text(MODELS)
+    label(world)
+    label(world, output=world / "again", codec="dense-f16", shard_rows=7, batch_size=7)
+    given = ("--model=taggers:Tagger", "--source=rows", "--loss=kd", "--epochs=2", "--logger=none")
+    losses = []
+    for labels in (("--labels=labels",), ("--labels=labels", "--labels=again")):
+        done = command("train-student", *given, *labels, "--overwrite", "--json")
+        assert done.code == 0, done.stderr
+        losses.append(json.loads(done.stdout)["history"][-1]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_train_and_measure(world: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     (world / "taggers.py").write_text(MODELS)
@@ -311,6 +328,7 @@ def refused(outcome: Outcome, code: int, *words: str) -> None:
         (("--model=taggers:Short",), 2, ("makes [16, 1, 5]", "must make [16, 9, 5]")),
         (("--height=8", "--mixup=0.2"), 2, ("height, mixup", "are of pictures")),
         (("--targets=self",), 2, ("'self'", "sequences")),
+        (("--information-samples=8",), 2, ("information_samples", "are of pictures")),
     ],
 )
 def test_what_no_sequence_is_trained_with(
@@ -326,6 +344,20 @@ def test_what_no_sequence_is_trained_with(
     label(world)
     given = ("--model=taggers:Tagger", "--source=rows", "--loss=kd", "--labels=labels")
     refused(command("train-student", *given, "--logger=none", *flags), code, *words)
+
+
+def test_what_takes_pictures_alone_says_so(
+    world: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    label(world)
+    with pytest.raises(ParameterError, match="DistillationDataset: rows has sequences"):
+        softlabel.torch.DistillationDataset("rows", "labels")
+    refused(command("calibrate"), 3, "labels: holds sequences")
+    export = ("export", "--model=taggers:Tagger", "--samples=rows")
+    refused(command(*export), 2, "--weights, --classes")
+    told = ("--weights=w.safetensors", "--classes=a", "--classes=b")
+    refused(command(*export, *told, "--height=8"), 2, "height are of pictures")
 
 
 def test_positions_without_a_hard_label(

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softlabel.pipeline.training.losses import hard_loss, kd_loss, soft_loss, teacher_entropy
+from softlabel.pipeline.training.losses import (
+    IGNORED,
+    hard_loss,
+    kd_loss,
+    soft_loss,
+    teacher_entropy,
+)
 
 N, C = 7, 5
 
@@ -155,3 +161,13 @@ def test_batches_are_averaged() -> None:
     torch.testing.assert_close(
         soft_loss(student.repeat(3, 1), teacher.repeat(3, 1), 2.0), soft_loss(student, teacher, 2.0)
     )
+
+
+def test_positions_without_a_label_have_no_part_in_the_hard_term() -> None:
+    student = torch.randn(6, 4, requires_grad=True)
+    labels = torch.tensor([1, IGNORED, 3, IGNORED, 0, 2])
+    known = labels != IGNORED
+    loss = hard_loss(student, labels, 0.2)
+    torch.testing.assert_close(loss, nn.CrossEntropyLoss(label_smoothing=0.2)(student, labels))
+    torch.testing.assert_close(loss, hard_loss(student[known], labels[known], 0.2))
+    assert hard_loss(student, torch.full((6,), IGNORED)).item() == 0
