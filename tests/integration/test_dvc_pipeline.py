@@ -83,6 +83,7 @@ def test_dvc_draws_the_plots(finished: Project) -> None:
         "Reliability of the teacher",
         "Entropy of the soft targets",
         "Validation accuracy",
+        "Mutual information of picture and logits",
     }
     for drawn in plots["data"].values():
         (one,) = drawn
