@@ -88,25 +88,27 @@ class Offsets:
         self.offsets = np.array([[down], [right]])
 
     def uniform(self, low: float, high: float, size: tuple[int, int]) -> np.ndarray:
-        assert (low, high, size) == (-1.5, 1.5, (2, 1))
+        assert size == (2, 1)
+        assert low <= self.offsets.min() <= self.offsets.max() <= high
         return self.offsets
 
 
 @pytest.mark.parametrize(
-    ("down", "right", "wanted"),
+    ("most", "down", "right", "wanted"),
     [
-        (0, 0, [[0, 100, 200], [20, 120, 220]]),
-        (0, 1, [[100, 200, 200], [120, 220, 220]]),
-        (-1.5, 0, [[0, 100, 200], [0, 100, 200]]),
-        (0.5, -0.25, [[10, 85, 185], [20, 95, 195]]),
-        (1.5, 1.5, [[170, 220, 220], [170, 220, 220]]),
+        (1.5, 0, 0, [[0, 100, 200], [20, 120, 220]]),
+        (1.5, 0, 1, [[100, 200, 200], [120, 220, 220]]),
+        (1.5, -1.5, 0, [[0, 100, 200], [0, 100, 200]]),
+        (1.5, 0.5, -0.25, [[10, 85, 185], [20, 95, 195]]),
+        (1.5, 1.5, 1.5, [[170, 220, 220], [170, 220, 220]]),
+        (1.0, 1, 1, [[120, 220, 220], [120, 220, 220]]),
     ],
 )
 def test_pictures_are_moved_and_their_edge_is_repeated(
-    down: float, right: float, wanted: list[list[int]]
+    most: float, down: float, right: float, wanted: list[list[int]]
 ) -> None:
     picture = np.array([[0, 100, 200], [20, 120, 220]], np.uint8)[None, :, :, None]
-    moved = shifted(picture, 1.5, Offsets(down, right))  # type: ignore[arg-type]
+    moved = shifted(picture, most, Offsets(down, right))  # type: ignore[arg-type]
     assert moved.dtype == np.uint8
     assert moved[0, :, :, 0].tolist() == wanted
 
