@@ -4,15 +4,20 @@ usage: python benchmarks/views.py [--pictures N]
 
 JPEG pictures of 500x375 for a teacher of 224x224, decoded by one thread. Each recipe is timed with
 one and with four views a picture, and its transforms also as torchvision runs them by itself,
-drawing from torch's global generator: the difference is what a generator a view costs.
+drawing from torch's global generator: the difference is what a generator a view costs. Then two
+threads make views as `infer` has them do, in turn with two processes that hand nothing back: what
+the interpreter's lock costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +54,7 @@ RECIPES: dict[str, tuple[AnyTransform, ...]] = {
     ),
 }
 ROUNDS = 5
+TURNS = 9
 
 
 def main() -> None:
@@ -78,6 +84,47 @@ def main() -> None:
         )
         cells.append(_timed(lambda s=steps: [_by_itself(s, image) for image in images], count))
         print(f"{name:<34}{cells[0]:>8.2f}{cells[1]:>9.2f}{cells[2]:>9.2f}{cells[3]:>8.2f}")
+
+    print(f"{'recipe':<34}{'threads':>9}  of the rate of processes")
+    for name in RECIPES:
+        print(f"{name:<34}{_threads_to_processes(name, pictures):>9.2f}")
+
+
+def _threads_to_processes(name: str, pictures: list[bytes]) -> float:
+    """How fast two threads are where two processes are 1, by the clock, in the median."""
+    halves = pictures[::2], pictures[1::2]
+    start, end = multiprocessing.Barrier(3), multiprocessing.Barrier(3)
+    workers = [
+        multiprocessing.Process(target=_make_often, args=(name, half, start, end))
+        for half in halves
+    ]
+    for worker in workers:
+        worker.start()
+    ratios = []
+    for _ in range(TURNS):
+        begin = time.perf_counter()
+        _make(name, pictures, 2)
+        threads = time.perf_counter() - begin
+        begin = time.perf_counter()
+        start.wait()
+        end.wait()
+        ratios.append((time.perf_counter() - begin) / threads)
+    for worker in workers:
+        worker.join()
+    return statistics.median(ratios)
+
+
+def _make_often(name: str, pictures: list[bytes], start: Barrier, end: Barrier) -> None:
+    for _ in range(TURNS):
+        start.wait()
+        _make(name, pictures, 0)
+        end.wait()
+
+
+def _make(name: str, pictures: list[bytes], threads: int) -> None:
+    views = Views(augmentation_here(RECIPES[name]), 0, 1, FRAMING)
+    keys = pa.array([f"{number:04d}.jpg" for number in range(len(pictures))])
+    views.make_all(pictures, keys, np.zeros((len(pictures), 1), np.int64), Decoder(threads))
 
 
 def _by_itself(steps: list[Callable[[Image.Image], Image.Image]], image: Image.Image) -> None:
