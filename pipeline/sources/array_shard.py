@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,6 @@ class ArrayShard:
         labels: StoredArray | None,
         stem: str,
         digits: int = 8,
-        stated: str | None = None,
     ) -> None:
         _check_pictures(pictures)
         if labels is not None:
@@ -74,7 +74,7 @@ class ArrayShard:
             self.files.append(labels.path)
         self.bytes = sum(size_of(file) for file in self.files)
         # Numbered rows of one size look alike in any order: only their bytes tell.
-        self.stated: str | None = stated or self.sha256()
+        self.stated: str | None = self.sha256()
         height, width, *channels = pictures.shape[1:]
         self.shape = (height, width, channels[0] if channels else 1)
         self.stem = stem
@@ -109,7 +109,9 @@ class ArrayShard:
 
     def reopen(self) -> ArrayShard:
         """The same arrays for another thread."""
-        return ArrayShard(self._pictures, self._labels, self.stem, self._digits, self.stated)
+        other = copy.copy(self)
+        other.close()
+        return other
 
     def close(self) -> None:
         """Let go of the arrays."""

@@ -46,7 +46,10 @@ def open_hf_parquet(path: Location, files: Sequence[Location]) -> Source:
     check_stems(path, {file: file.stem for file in files})
     found = {file: _look_into(file) for file in files}
     check_agreement(path, {file: columns for file, (columns, _) in found.items()})
-    shards = [ParquetTable(file, columns, groups) for file, (columns, groups) in found.items()]
+    shards = [
+        ParquetTable(file, columns, groups, size_of(file))
+        for file, (columns, groups) in found.items()
+    ]
     first = shards[0].columns
     numbers = first.numbers if isinstance(first, NumberColumns) else None
     others = first.others
@@ -67,10 +70,10 @@ class RowGroups:
 class ParquetTable:
     """One Parquet file; the piece read last is kept, and where reading goes on after it."""
 
-    def __init__(self, path: Location, columns: TableColumns, groups: RowGroups) -> None:
+    def __init__(self, path: Location, columns: TableColumns, groups: RowGroups, size: int) -> None:
         self.name = path.name
         self.rows = int(groups.starts[-1])
-        self.bytes = size_of(path)
+        self.bytes = size
         self.stated: str | None = None
         self.columns = columns
         self._path = path
@@ -111,12 +114,13 @@ class ParquetTable:
 
     def reopen(self) -> ParquetTable:
         """The same file for another thread."""
-        return ParquetTable(self._path, self.columns, self._groups)
+        return ParquetTable(self._path, self.columns, self._groups, self.bytes)
 
     def taking(self, wanted: Sequence[NumberInput] | Sequences) -> ParquetTable:
         """The same table of numbers with these inputs to read."""
         assert isinstance(self.columns, NumberColumns)
-        return ParquetTable(self._path, self.columns.taking(wanted), self._groups)
+        columns = self.columns.taking(wanted)
+        return ParquetTable(self._path, columns, self._groups, self.bytes)
 
     def close(self) -> None:
         """Let go of the file and its last piece."""

@@ -7,6 +7,7 @@ file's metadata under `softlabel.source`, so that a shard describes itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -88,7 +89,9 @@ class CanonicalShard:
 
     def reopen(self) -> CanonicalShard:
         """The same file for another thread."""
-        return CanonicalShard(self._path, self._header)
+        other = copy.copy(self)
+        other.close()
+        return other
 
     def close(self) -> None:
         """Let go of the file and its last row group."""

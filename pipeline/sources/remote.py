@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.schemas.errors import EnvironmentFault, ParameterError, SoftlabelError
@@ -38,19 +38,9 @@ class Entry(NamedTuple):
 class RemoteFile(io.BufferedIOBase):
     """A file behind a URL, open for reading at any place; only blocks of it are in memory."""
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, file: IO[bytes]) -> None:
         self._url = url
-        with _telling(url):
-            system, path = _system(url)
-            blocks = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
-            # In a chain the first file system says how the next one is read.
-            options = {} if "::" in url else {"block_size": BLOCK_BYTES, **blocks}
-            file = system.open(path, "rb", **options)
-            if isinstance(file, io.BytesIO):
-                # A file of memory:// has one position for all who opened it.
-                file = io.BytesIO(file.getvalue())
         self._file = file
-        self._check_ranges()
 
     def readable(self) -> bool:
         """It is."""
@@ -63,35 +53,46 @@ class RemoteFile(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """As a local file does. Raises EnvironmentFault."""
         with _telling(self._url):
-            return cast(bytes, self._file.read(-1 if size is None else size))
+            return self._file.read(-1 if size is None else size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As a local file does."""
-        return cast(int, self._file.seek(offset, whence))
+        return self._file.seek(offset, whence)
 
     def tell(self) -> int:
         """As a local file does."""
-        return cast(int, self._file.tell())
+        return self._file.tell()
 
     def close(self) -> None:
         """Let go of the blocks."""
         self._file.close()
         super().close()
 
-    def _check_ranges(self) -> None:
-        try:
-            self._file.seek(0, os.SEEK_END)
-            self._file.seek(0)
-        except ValueError as error:
-            raise EnvironmentFault(
-                f"{self._url}: its server gives whole files only, and ranges of them are read; "
-                "copy the file to this machine"
-            ) from error
-
 
 def remote_file(url: Url) -> BinaryIO:
     """The file, open for reading. Raises ParameterError where there is none, EnvironmentFault."""
-    return cast(BinaryIO, RemoteFile(url))
+    return cast(BinaryIO, _opened(url))
+
+
+def _opened(url: Url) -> RemoteFile:
+    with _telling(url):
+        system, path = _system(url)
+        blocks = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
+        # In a chain the first file system says how the next one is read.
+        options = {} if "::" in url else {"block_size": BLOCK_BYTES, **blocks}
+        file = system.open(path, "rb", **options)
+    if isinstance(file, io.BytesIO):
+        # A file of memory:// has one position for all who opened it.
+        file = io.BytesIO(file.getvalue())
+    try:
+        file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"{url}: its server gives whole files only, and ranges of them are read; copy the file "
+            "to this machine"
+        ) from error
+    return RemoteFile(url, file)
 
 
 def remote_size(url: Url) -> int | None:
@@ -102,13 +103,13 @@ def remote_size(url: Url) -> int | None:
     if found["size"] is not None:
         return int(found["size"])
     # A cache in between may know it of the open file only.
-    with RemoteFile(url) as file:
+    with _opened(url) as file:
         return file.seek(0, os.SEEK_END)
 
 
 def remote_sha256(url: Url) -> str:
     """SHA-256 of the file's bytes in lower-case hexadecimal; as `remote_file` raises."""
-    with RemoteFile(url) as file:
+    with _opened(url) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

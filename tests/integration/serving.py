@@ -41,6 +41,10 @@ class RangeHandler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def do_HEAD(self) -> None:
+        self._sent.append(0)
+        super().do_HEAD()
+
     def end_headers(self) -> None:
         self.send_header("Accept-Ranges", "bytes" if self._ranges else "none")
         super().end_headers()
@@ -51,7 +55,7 @@ class RangeHandler(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def web(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[int]]]:
-    """The folder's address without a slash at its end, and the sizes of the ranges sent."""
+    """The folder's address without a slash at its end, and the bytes of each answer, 0 of heads."""
     sent: list[int] = []
     handler = partial(RangeHandler, directory=str(folder), ranges=ranges, sent=sent)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from softlabel.pipeline.sources.opening import open_source
-from softlabel.pipeline.sources.remote import BLOCK_BYTES, RemoteFile
+from softlabel.pipeline.sources.remote import BLOCK_BYTES, remote_file
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, EnvironmentFault
 from softlabel.schemas.labelset import Segment
@@ -143,6 +143,18 @@ def test_a_row_costs_its_block_and_no_more(tmp_path: Path) -> None:
         assert sent == []
 
 
+def test_another_reader_asks_for_nothing(tmp_path: Path, project: Project) -> None:
+    """As every thread, and every step that fits a source to its taker, makes one."""
+    source = open_source(project.root / "data/train")
+    as_parquet(source, tmp_path)
+    for folder in (tmp_path, project.root / "data/train"):
+        with web(folder) as (url, sent):
+            remote = open_source(located(f"{url}/part-{{00000..00001}}.parquet"))
+            sent.clear()
+            assert remote.reopen().files == remote.files
+            assert sent == []
+
+
 def test_a_name_is_the_file_s_and_no_address(tmp_path: Path, project: Project) -> None:
     (tmp_path / "a b").mkdir()
     path = tmp_path / "a b/part 1.parquet"
@@ -169,7 +181,7 @@ def test_tars_of_one_name_are_told_apart_as_here(tmp_path: Path, project: Projec
 def test_readers_of_one_file_in_memory_are_apart(tmp_path: Path) -> None:
     (tmp_path / "letters").write_bytes(b"abcdef")
     with memory(tmp_path) as url:
-        one, two = RemoteFile(Url(f"{url}/letters")), RemoteFile(Url(f"{url}/letters"))
+        one, two = (remote_file(Url(f"{url}/letters")) for _ in range(2))
         assert (one.read(2), two.read(3), one.read()) == (b"ab", b"abc", b"cdef")
 
 

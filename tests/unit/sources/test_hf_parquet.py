@@ -165,7 +165,8 @@ def open_hf_parquet_without_looking(path: Path) -> Source:
     """The source without its first picture being asked for the shape."""
     columns, groups = hf_parquet._look_into(path)
     framing = Framing(height=2, width=3, channels=1)
-    return Source(path, [ParquetTable(path, columns, groups)], CLASSES, None, framing)
+    shard = ParquetTable(path, columns, groups, path.stat().st_size)
+    return Source(path, [shard], CLASSES, None, framing)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
