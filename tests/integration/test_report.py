@@ -330,6 +330,20 @@ def test_a_label_set_alone(make_world: World) -> None:
     assert sorted(map(str, boxes)) == sorted(page.data()["plots"])
 
 
+def test_a_factored_set_alone_shows_its_teacher_s_last_layer(make_world: World) -> None:
+    alone(make_world)
+    packing = packing_of("factored")
+    write_set(Path("factored"), packing, [block_of(packing, 60)])
+    report = run(ReportParams(labels=Path("factored"), source=None))
+    page = Page(report.output)
+    assert report.projection is not None
+    drawn = page.data()["plots"]["projection-0"]["data"]["values"]
+    assert [row["x"] for row in drawn] == list(report.projection.x)
+    assert "two that the teacher takes for neighbours" in page.text
+    assert "student" not in page.text
+    assert "seed" not in page.text
+
+
 def test_a_label_set_with_its_calibration_alone(make_world: World) -> None:
     params = make_world().model_copy(update={"evaluation": None})
     run(params)
