@@ -120,7 +120,8 @@ class Identity(Record):
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
     of the stored inner output, null without one; features_output: its name in the teacher's graph.
     positions: a row is a sequence of positions.
-    epoch: of a label memory, the epoch from 0 at whose end it was published.
+    epoch: of a label memory, the epoch from 0 at whose end it was published; with span, from 0, the
+    one before whose span it was said.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -146,6 +147,7 @@ class Identity(Record):
     features_output: str | None = None
     positions: bool = False
     epoch: int | None = None
+    span: int | None = None
     derived: Derivation | None = None
 
     @model_validator(mode="after")

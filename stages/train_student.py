@@ -45,6 +45,7 @@ from softlabel.pipeline.training.memory import MEMORY_FOLDER, LabelMemory, memor
 from softlabel.pipeline.training.optimizing import make_optimizer
 from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.state import Generators
+from softlabel.pipeline.training.stepwise import begin_stepwise, train_stepwise
 from softlabel.pipeline.training.student import student_onnx
 from softlabel.schemas.errors import EnvironmentFault, ParameterError
 from softlabel.schemas.labelset import sha256_of
@@ -201,7 +202,8 @@ def _train(
     """The epochs of each member that this process trains, by its folder."""
     if crew.rank:
         progress = Quiet()
-    if not begin_together(members, crew):
+    stepwise = members[0].params.exchange_steps is not None
+    if not (begin_stepwise if stepwise else begin_together)(members, crew):
         progress.say("what was said before is gone: all start afresh")
     params, fabric = members[0].params, members[0].fabric
     if not fabric.is_global_zero:
@@ -228,7 +230,8 @@ def _train(
             )
             for member in own
         }
-        for member, record in train_in_turn(members, inputs, crew):
+        train = train_stepwise if stepwise else train_in_turn
+        for member, record in train(members, inputs, crew):
             histories[member.folder].append(record)
             logs[member.folder](record)
             progress.advance(1)

@@ -35,8 +35,8 @@ class Checkpoints:
     """Writes the checkpoint of one run, and gives back the one that an earlier start left.
 
     course: what decides how the run goes, JSON values by name. every_epochs, every_steps: when
-    one is due; 0 for never. writes: whether this rank does; all take part. epoch: the one in which
-    the standing checkpoint goes on, None where there is none.
+    one is due; 0 for never. writes: whether this rank does; all take part. epoch, step: where the
+    standing checkpoint goes on; None where there is none.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Checkpoints:
     writes: bool = True
     _standing: Mapping[str, Any] | None = None
     epoch: int | None = None
+    step: int = 0
 
     @property
     def enabled(self) -> bool:
@@ -80,6 +81,7 @@ class Checkpoints:
     def discard(self) -> None:
         """Start afresh."""
         self._standing = self.epoch = None
+        self.step = 0
         self.remove()
 
     def remove(self) -> None:
@@ -91,7 +93,7 @@ class Checkpoints:
         whole = state.state_dict()
         if self.writes:
             self._publish(whole)
-        self.epoch = state.epoch
+        self.epoch, self.step = state.epoch, state.step
 
     def _publish(self, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
@@ -131,7 +133,10 @@ def open_checkpoints(
     if standing is None and writes:
         path.unlink(missing_ok=True)
     every = (params.checkpoint_epochs, params.checkpoint_steps)
-    return Checkpoints(path, course, *every, writes, standing, standing and standing["epoch"])
+    checkpoints = Checkpoints(path, course, *every, writes, standing)
+    if standing is not None:
+        checkpoints.epoch, checkpoints.step = standing["epoch"], standing["step"]
+    return checkpoints
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

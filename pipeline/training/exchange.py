@@ -6,6 +6,8 @@ every epoch.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +21,16 @@ from softlabel.pipeline.training.batch import TrainingBatch
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """At the ends of which epochs, counted from 0, predictions are published.
+    """When predictions are published: at the ends of which epochs, counted from 0, or within them.
 
     burn_in: epochs without a teacher; the last of them is the first to be published. every: epochs
-    from one publication to the next, so how old a teacher's predictions may become.
+    from one publication to the next, so how old a teacher's predictions may become. steps: in place
+    of that, within the epochs after the burn-in, steps from one to the next at most.
     """
 
     burn_in: int = 1
     every: int = 1
+    steps: int | None = None
 
     def publishes(self, epoch: int) -> bool:
         """Whether what is said in `epoch` is published at its end."""
@@ -38,6 +42,15 @@ class Exchange:
         if epoch < self.burn_in:
             return None
         return epoch - 1 - (epoch - self.burn_in) % self.every
+
+    def spans(self, epoch: int, own: int, most: int) -> list[tuple[int, int]]:
+        """The steps from one publication to the next, `first` to `end`, of an epoch of `own` steps.
+
+        most: the steps of the member that has the most: all members have as many spans, of which
+        some may be empty.
+        """
+        parts = 1 if self.steps is None or epoch < self.burn_in else math.ceil(most / self.steps)
+        return list(itertools.pairwise(own * number // parts for number in range(parts + 1)))
 
 
 def taught(batch: TrainingBatch, sets: Sequence[LabelSet], T: float) -> TrainingBatch:

@@ -106,15 +106,16 @@ class JoinedSamples:
         shuffle_rows: int,
         first_batch: int = 0,
         part: tuple[int, int] = (0, 1),
+        batches: int | None = None,
     ) -> Iterator[TrainingBatch]:
         """Every sample once, in batches of `batch_size`; only the last may be smaller.
 
         first_batch: leave out the batches before that one. part: `(i, n)` for rank i of n, which
-        gets its share of each batch.
+        gets its share of each batch. batches: give so many, default all: no others are read.
         """
-        shared = list(batch_shares(self.rows, batch_size, first_batch, part))
-        batches = self.batches(seed, epoch, shuffle_rows, [span for span, _ in shared])
-        for batch, (_, share) in zip(batches, shared, strict=True):
+        shared = list(batch_shares(self.rows, batch_size, first_batch, part))[:batches]
+        joined = self.batches(seed, epoch, shuffle_rows, [span for span, _ in shared])
+        for batch, (_, share) in zip(joined, shared, strict=True):
             teacher = sparse = features = None
             if batch.block is not None and self._sparse:
                 sparse = batch.block.sparse(self._temperature)

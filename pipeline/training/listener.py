@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -39,7 +40,7 @@ class Listener:
         Raises DataError where one is no number, EnvironmentFault where the disk refuses.
         """
         if self._exchange.publishes(self._epoch):
-            with self._writing():
+            with writing(self._memory.folder):
                 self._opened().add(batch.keys, batch.labels, logits.float().cpu().numpy())
 
     def end_epoch(self) -> int | None:
@@ -51,14 +52,14 @@ class Listener:
         if self._exchange.publishes(self._epoch):
             for batch, logits in self._rest():
                 self.hear(batch, logits)
-            with self._writing():
+            with writing(self._memory.folder):
                 unseen = self._opened().publish()
         self._epoch, self._shards, self._filling = self._epoch + 1, 0, None
         return unseen
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` takes to go on; all that was heard so far is on disk then."""
-        with self._writing():
+        with writing(self._memory.folder):
             shards = self._shards if self._filling is None else self._filling.cut()
         return {"epoch": self._epoch, "shards": shards}
 
@@ -71,12 +72,14 @@ class Listener:
             self._filling = self._memory.begin(self._epoch, self._shards)
         return self._filling
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{error.filename or self._memory.folder}: {error.strerror or error}; mend this "
-                "and run the same command again"
-            ) from error
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise EnvironmentFault where the disk refuses what is written to a memory in `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename or folder}: {error.strerror or error}; mend this and run the same "
+            "command again"
+        ) from error

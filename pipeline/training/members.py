@@ -77,7 +77,7 @@ def exchange_of(params: TrainParams) -> Exchange | None:
         case "self":
             return Exchange()
         case "peers":
-            return Exchange(params.burn_in, params.exchange_epochs)
+            return Exchange(params.burn_in, params.exchange_epochs, params.exchange_steps)
     return None
 
 
@@ -96,6 +96,12 @@ def begin_together(members: Sequence[Member], crew: Crew) -> bool:
         return True
     starts = _starts(members, crew)
     whole = all(_said_or_to_come(members, starts, exchange, start) for start in starts)
+    start(members, crew, whole=whole)
+    return whole
+
+
+def start(members: Sequence[Member], crew: Crew, *, whole: bool) -> None:
+    """Go on, or forget all that was said and trained where that is not whole."""
     afresh = not whole or all(member.checkpoints.epoch is None for member in members)
     # Nobody takes away what another still looks for.
     crew.meet()
@@ -104,7 +110,6 @@ def begin_together(members: Sequence[Member], crew: Crew) -> bool:
             member.checkpoints.discard()
         if afresh and member.own and member.memory is not None:
             member.memory.clear()
-    return whole
 
 
 def train_in_turn(
@@ -159,7 +164,7 @@ def _training(
     teachers = [one.memory for one in members if one.memory and (itself or one is not member)]
 
     def batches(epoch: int, first: int) -> Iterator[TrainingBatch]:
-        samples = _samples(member, inputs, epoch, first)
+        samples = samples_of(member, inputs, epoch, first)
         said = None if exchange is None else exchange.taught_by(epoch)
         if said is None:
             return samples
@@ -181,17 +186,17 @@ def _training(
     )
 
 
-def _samples(
-    member: Member, inputs: TrainingInputs, epoch: int, first: int
+def samples_of(
+    member: Member, inputs: TrainingInputs, epoch: int, first: int, batches: int | None = None
 ) -> Iterator[TrainingBatch]:
-    """The batches of a member's epoch, from number `first` on, without what others say of them."""
+    """So many batches of a member's epoch, or all, from number `first` on, without what is said."""
     params, share = member.params, member.share
     order = (params.seed, epoch, params.batch_size, params.shuffle_rows)
     if share is None:
         ranks = (member.fabric.global_rank, member.fabric.world_size)
-        return inputs.samples.epoch(*order, first, ranks)
+        return inputs.samples.epoch(*order, first, ranks, batches)
     own = share.batches(inputs.samples.epoch(*order), params.batch_size)
-    return itertools.islice(own, first, None)
+    return itertools.islice(own, first, None if batches is None else first + batches)
 
 
 def _rest(member: Member, inputs: TrainingInputs) -> Iterator[tuple[TrainingBatch, Tensor]]:

@@ -1,11 +1,14 @@
 """The label memory: what a student says in an epoch, kept as a label set for the epochs after it.
 
-The sets of a student lie side by side in one folder, `epoch-0000` and on. Each is a label set like
-any other, not aligned with its source; only those that a resumed run needs are kept.
+The sets of a student lie side by side in one folder, `epoch-0000` and on; where it speaks within
+epochs too, `epoch-0003-00002` is what it says of the samples that others meet in span 2 of epoch 3.
+Each is a label set like any other, not aligned with its source; only those that a resumed run needs
+are kept.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from softlabel.schemas.teacher import Preprocess
 
 MEMORY_FOLDER = "memory"
 PREFIX = "epoch-"
+NAME = re.compile(rf"{PREFIX}(?P<epoch>\d+)(-(?P<span>\d+))?")
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -62,54 +66,69 @@ class LabelMemory:
             shards,
         )
 
-    def labels(self, epoch: int) -> LabelSet:
-        """The set of a finished epoch. Raises IdentityError where another training said it."""
-        labels = open_labelset(self._place(epoch))
-        if labels.manifest.identity != self._identity_of(epoch):
+    def begin_span(self, epoch: int, span: int) -> Filling:
+        """Start to fill the set of a span: of what is added, and of nothing else."""
+        return Filling(self._place(epoch, span), self._identity_of(epoch, span))
+
+    def labels(self, epoch: int, span: int | None = None) -> LabelSet:
+        """A finished set. Raises IdentityError where another training said it."""
+        labels = open_labelset(self._place(epoch, span))
+        if labels.manifest.identity != self._identity_of(epoch, span):
             raise IdentityError(
                 f"{labels.folder}: holds what another training said; remove {self.folder} and "
                 "train again"
             )
         return labels
 
-    def holds(self, epoch: int) -> bool:
-        """Whether the set of that epoch is finished."""
-        return (self._place(epoch) / MANIFEST_FILE).is_file()
+    def holds(self, epoch: int, span: int | None = None) -> bool:
+        """Whether that set is finished."""
+        return (self._place(epoch, span) / MANIFEST_FILE).is_file()
 
     def last(self, before: int) -> int | None:
         """The last finished epoch before that one; None where there is none."""
-        done = [epoch for epoch in self._epochs() if epoch < before and self.holds(epoch)]
+        done = [epoch for epoch, _ in self._moments() if epoch < before and self.holds(epoch)]
         return max(done, default=None)
 
-    def forget(self, before: int) -> None:
-        """Delete the sets of the epochs before that one, with their look-up caches."""
-        for epoch in self._epochs():
-            if epoch < before:
-                self._remove_caches(epoch)
-                shutil.rmtree(self._place(epoch))
+    def forget(self, before: int, span: int | None = None) -> None:
+        """Delete the sets before that one, with their look-up caches."""
+        for moment in self._moments():
+            if _order(*moment) < _order(before, span):
+                self._remove_caches(*moment)
+                shutil.rmtree(self._place(*moment))
 
     def keep_last(self) -> None:
         """Delete all but the last set: the training is over."""
-        epochs = self._epochs()
-        if epochs:
-            self.forget(before=epochs[-1])
-            self._remove_caches(epochs[-1])
+        moments = self._moments()
+        if moments:
+            self.forget(*moments[-1])
+            self._remove_caches(*moments[-1])
 
     def clear(self) -> None:
         """Forget everything: what an earlier training left."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
-    def _remove_caches(self, epoch: int) -> None:
-        for path in self.folder.glob(f"{self._place(epoch).name}.*"):
+    def _remove_caches(self, epoch: int, span: int | None) -> None:
+        for path in self.folder.glob(f"{self._place(epoch, span).name}.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _identity_of(self, epoch: int) -> Identity:
-        return self._identity.model_copy(update={"epoch": epoch})
+    def _identity_of(self, epoch: int, span: int | None = None) -> Identity:
+        return self._identity.model_copy(update={"epoch": epoch, "span": span})
 
-    def _place(self, epoch: int) -> Path:
-        return self.folder / f"{PREFIX}{epoch:04d}"
+    def _place(self, epoch: int, span: int | None = None) -> Path:
+        within = "" if span is None else f"-{span:05d}"
+        return self.folder / f"{PREFIX}{epoch:04d}{within}"
 
-    def _epochs(self) -> list[int]:
-        names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*")]
-        return sorted(int(name) for name in names if name.isdigit())
+    def _moments(self) -> list[tuple[int, int | None]]:
+        """Epoch and span of every set here, the oldest first."""
+        found = [NAME.fullmatch(path.name) for path in self.folder.glob(f"{PREFIX}*")]
+        moments = [
+            (int(name["epoch"]), None if name["span"] is None else int(name["span"]))
+            for name in found
+            if name
+        ]
+        return sorted(moments, key=lambda moment: _order(*moment))
+
+
+def _order(epoch: int, span: int | None) -> tuple[int, int]:
+    return epoch, -1 if span is None else span

@@ -71,11 +71,15 @@ def predict(
     for unit in cut(source.files, RejectedRows(rejects), max(1, batch_size // source.views)):
         samples = source.read(unit)
         lengths = samples.lengths
-        pixels: Any = (
-            torch.from_numpy(samples.inputs.copy()) if lengths is None else tensors(samples.inputs)
-        )
-        with torch.no_grad(), fabric.autocast():
-            logits = model(fabric.to_device(pixels)).float().cpu()
+        logits = says(model, fabric, samples.inputs, lengths)
         labels = samples.hard_labels().astype("int64")
         batch = TrainingBatch(samples.keys, samples.inputs, labels, None, lengths=lengths)
         yield logits, batch
+
+
+def says(model: nn.Module, fabric: Fabric, inputs: Any, lengths: Any) -> Tensor:
+    """Logits on the CPU: `[N, classes]` of pictures, of sequences a row a position."""
+    given: Any = torch.from_numpy(inputs.copy()) if lengths is None else tensors(inputs)
+    with torch.no_grad(), fabric.autocast():
+        logits: Tensor = model(fabric.to_device(given))
+    return logits.float().cpu()

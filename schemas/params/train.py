@@ -84,6 +84,13 @@ class TrainParams(Record):
         description="of targets 'peers': a member publishes its predictions after every so many "
         "epochs, so they grow as old as that [epochs]",
     )
+    exchange_steps: int | None = Field(
+        None,
+        ge=1,
+        description="of targets 'peers', in place of `exchange_epochs`: after the burn-in every "
+        "member says before every so many steps what it thinks of the samples that the others meet "
+        "in them, so predictions grow as old as that [steps]",
+    )
     soft_weight: float = Field(
         0.9, ge=0, le=1, description="weight a of the soft term: (1-a) H(y',s) + a T^2 H(t_T,s_T)"
     )
@@ -351,6 +358,13 @@ class TrainParams(Record):
             raise ValueError("targets 'peers' need no labels; leave labels out")
         if self.targets == "peers" and self.patience is not None:
             raise ValueError("targets 'peers' go together to the last epoch; leave patience out")
+        if self.exchange_steps is not None and self.targets != "peers":
+            raise ValueError("exchange_steps is of targets 'peers'; leave it out")
+        if self.exchange_steps is not None and "exchange_epochs" in self.model_fields_set:
+            raise ValueError(
+                "predictions are exchanged by exchange_epochs or by exchange_steps; "
+                "give one of them"
+            )
         if self.targets == "peers" and self.burn_in >= self.epochs:
             raise ValueError(
                 f"burn_in is {self.burn_in} of {self.epochs} epochs, so no member would ever teach"

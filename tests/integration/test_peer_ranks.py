@@ -36,7 +36,12 @@ def train(project: Project, ranks: int, **settings: Any) -> subprocess.Completed
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "dies"), [({"exchange_epochs": 2}, 15), ({"member_data": "disjoint"}, 8)]
+    ("more", "dies"),
+    [
+        ({"exchange_epochs": 2}, 15),
+        ({"member_data": "disjoint"}, 8),
+        ({"exchange_steps": 3}, 15),
+    ],
 )
 def test_ranks_train_what_turns_do(
     project: Project, tmp_path_factory: pytest.TempPathFactory, more: dict[str, Any], dies: int

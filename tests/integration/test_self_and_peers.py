@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.params import PrepareParams, TrainParams
 from softlabel.stages import prepare, train_student
-from tests.unit.builders import write_labels, write_source
+from tests.integration.test_train_kill import flags
+from tests.unit.builders import numbers_of_keys, write_labels, write_source
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -62,16 +64,15 @@ def speak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     monkeypatch.setattr(Speaker, "built", 0)
 
     def losses(**settings: Any) -> list[list[float]]:
-        params = TrainParams(
-            model=f"{HERE}:Speaker",
-            source=source.path,
-            loss="kd",
-            batch_size=2,
-            logger="none",
-            output=tmp_path / "out",
-            **settings,
-        )
-        report = train_student.run(params)
+        values = {
+            "model": f"{HERE}:Speaker",
+            "source": source.path,
+            "loss": "kd",
+            "batch_size": 2,
+            "logger": "none",
+            "output": tmp_path / "out",
+        }
+        report = train_student.run(TrainParams.model_validate(values | settings))
         return [
             [record.loss / math.log(2) for record in member.history]
             for member in (report, *report.peers)
@@ -120,6 +121,27 @@ def test_peers_follow_the_rule_of_the_paper(speak: Callable[..., list[list[float
     assert third[1] == pytest.approx((HARD[0] + (1.875 + 2) / 2) / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_within_an_epoch_a_peer_is_heard_as_of_the_last_exchange(
+    tmp_path: Path, speak: Callable[..., list[list[float]]], steps: int
+) -> None:
+    """Of two steps an epoch: as of the step itself, or of the first one for both."""
+    rule = {"members": 2, "burn_in": 1, "exchange_steps": steps, "epochs": 4, "batch_size": 1}
+    losses = speak(targets="peers", temperature=1.0, soft_weight=0.5, **rule)
+    samples = JoinedSamples(open_source(tmp_path / "data"), None)
+    for member, other in ((0, 1), (1, 0)):
+        for epoch in range(1, 4):
+            wanted = 0.0
+            for step, batch in enumerate(samples.epoch(member, epoch, 1, 65536)):
+                (number,) = numbers_of_keys(batch.keys)
+                now = 2 * epoch + step
+                own = SAID[(member + now) % 3][number]
+                heard = SAID[(other + now - step % steps) % 3][number]
+                soft = sum(2.0**-theirs * mine for theirs, mine in zip(heard, own, strict=True))
+                wanted += (own[number] + soft) / 2 / 2
+            assert losses[member][epoch] == pytest.approx(wanted, rel=1e-3)
+
+
 class Interrupted(nn.Module):
     """A student with a memory of its own (running means, dropout) that is stopped at a batch."""
 
@@ -145,6 +167,9 @@ class Interrupted(nn.Module):
 
 SELF = {"targets": "self", "soft_weight": 0.8}
 PEERS = {"targets": "peers", "members": 2, "burn_in": 1, "exchange_epochs": 2, "temperature": 2.0}
+
+
+STEPWISE = {"targets": "peers", "members": 3, "exchange_steps": 3, "temperature": 2.0}
 
 
 def interrupted(output: str, **settings: Any) -> TrainParams:
@@ -175,22 +200,30 @@ def results(root: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("settings", "folders"),
-    [(SELF, 1), (PEERS, 2), (PEERS | {"member_data": "disjoint"}, 2)],
-    ids=["self", "peers", "disjoint"],
+    [
+        (SELF, 1),
+        (PEERS, 2),
+        (PEERS | {"member_data": "disjoint"}, 2),
+        pytest.param(STEPWISE, 3, marks=pytest.mark.slow),
+        pytest.param(
+            STEPWISE | {"member_data": "disjoint", "exchange_steps": 1}, 3, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["self", "peers", "disjoint", "steps", "disjoint steps"],
 )
 def test_a_stopped_run_goes_on_with_the_very_same_targets(
     project: Project, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], folders: int
 ) -> None:
-    """Every start dies after five more batches than the last checkpoint, and still it ends."""
+    """Every start dies a few batches after the last checkpoint, and still it ends."""
     train_student.run(interrupted("quiet/out", **settings))
     starts = 0
-    # Each gets two batches further at least.
+    # Each gets some batches further at least.
     while not list(Path("disturbed").rglob("student.json")) and starts < 4 * 4 * folders:
         starts += 1
-        monkeypatch.setattr(Interrupted, "left", 5)
+        monkeypatch.setattr(Interrupted, "left", 5 if folders < 3 else 11)
         with contextlib.suppress(KeyboardInterrupt):
             train_student.run(interrupted("disturbed/out", **settings))
-    assert starts > 5
+    assert starts > 3
     quiet = results(project.root / "quiet")
     assert results(project.root / "disturbed") == quiet
     manifests = [name for name in quiet if name.endswith("labelset.json")]
@@ -214,17 +247,27 @@ def test_what_an_old_checkpoint_needs_is_kept(
     assert results(project.root / "disturbed") == results(project.root / "quiet")
 
 
+@pytest.mark.parametrize(
+    ("settings", "batches", "memory"),
+    [(SELF, 20, "out/memory"), (STEPWISE, 24 + 13, "out/member-1/memory")],
+    ids=["self", "steps"],
+)
 def test_without_its_memory_a_run_starts_afresh_and_says_so(
-    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+    project: Project,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    batches: int,
+    memory: str,
 ) -> None:
-    monkeypatch.setattr(Interrupted, "left", 20)
+    monkeypatch.setattr(Interrupted, "left", batches)
     with pytest.raises(KeyboardInterrupt):
-        train_student.run(interrupted("out", **SELF))
-    (project.root / "out/memory").rename("elsewhere")
+        train_student.run(interrupted("out", **settings))
+    (project.root / memory).rename("elsewhere")
     monkeypatch.setattr(Interrupted, "left", 10**9)
-    words = f"train-student --model {HERE}:Interrupted --loss kd --targets self --soft-weight 0.8"
+    words = f"train-student --model {HERE}:Interrupted --loss kd --output out"
     words += " --epochs 4 --batch-size 64 --logger none --device cpu --checkpoint-steps 3"
-    outcome = command(*words.split(), "--output", "out")
+    outcome = command(*words.split(), *flags(settings))
     assert outcome.code == 0, outcome.stderr
     assert "what was said before is gone: all start afresh" in outcome.stderr
     assert "goes on" not in outcome.stderr

@@ -28,12 +28,14 @@ COMMON = {
 }  # fmt: skip
 SELF = {"targets": "self", "soft_weight": 0.8}
 PEERS = {"targets": "peers", "members": 2, "temperature": 2.0}
+STEPWISE = PEERS | {"exchange_steps": 4, "checkpoint_steps": 4}
 HINTS = {"labels": "labels", "hint_layer": "net.1", "hint_weight": 0.5, "hint_epochs": 2}
 # The settings; in which batch of its own a member dies, how many batches others had had by then,
 # and how many came since the last checkpoint. Of peers, which take turns, the first one dies.
 CASES = {
     "self": (SELF, 2 * STEPS + 4, 0, 2),
     "peers": (PEERS, STEPS + 6, STEPS, 2),
+    "steps": (STEPWISE, STEPS + 6, STEPS + 4, 2),
     "hints": (HINTS, STEPS + 6, 0, 2),
     "hints beside": (HINTS, 2 * STEPS + 4, 0, 2),
 }

@@ -207,6 +207,11 @@ def test_the_first_teacher_of_oneself_is_the_hard_label() -> None:
         (PEERS | {"labels": "labels"}, "targets 'peers' need no labels"),
         (PEERS | {"patience": 2, "validation": "data"}, "go together to the last epoch; leave pat"),
         ({"member_data": "disjoint"}, "member_data 'disjoint' is of targets 'peers'"),
+        (OWN | {"exchange_steps": 9}, "exchange_steps is of targets 'peers'; leave it out"),
+        (
+            PEERS | {"exchange_steps": 9, "exchange_epochs": 1},
+            "by exchange_steps; give one of them",
+        ),
         (PEERS | {"burn_in": 5}, "burn_in is 5 of 5 epochs, so no member would ever teach"),
     ],
 )

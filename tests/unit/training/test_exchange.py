@@ -31,6 +31,15 @@ def test_predictions_grow_old_between_publications() -> None:
     assert heard == [None, None, 1, 1, 1, 4, 4, 4, 7, 7]
 
 
+def test_an_epoch_after_the_burn_in_is_cut_into_as_many_spans_for_all() -> None:
+    exchange = Exchange(burn_in=2, steps=3)
+    assert exchange.spans(1, own=8, most=8) == [(0, 8)]
+    assert exchange.spans(2, own=8, most=8) == [(0, 2), (2, 5), (5, 8)]
+    assert exchange.spans(2, own=7, most=8) == [(0, 2), (2, 4), (4, 7)]
+    assert exchange.spans(2, own=2, most=8) == [(0, 0), (0, 1), (1, 2)]
+    assert Exchange(burn_in=2, steps=9).spans(5, own=8, most=8) == [(0, 8)]
+
+
 def speaker(folder: Path, source: Source, odds: Sequence[float]) -> LabelSet:
     """A set that says log-odds `odds` of every sample, times 2."""
     memory = LabelMemory(folder, make_identity(source))

@@ -350,6 +350,10 @@ def test_only_the_samples_asked_for_are_read(
     both = joined(source, folder)
     whole = order(both, rows=1)
     asked.clear()
+    two = list(both.epoch(0, 0, 3, 1, first_batch=1, batches=2))
+    assert [numbers_of_keys(batch.keys) for batch in two] == [whole[3:6], whole[6:9]]
+    assert sum(asked) == 6
+    asked.clear()
     spans = [Span(0, 2), Span(sum(SHARDS) - 3, sum(SHARDS))]
     batches = list(both.batches(0, 0, 1, spans))
     assert [numbers_of_keys(batch.keys) for batch in batches] == [whole[:2], whole[-3:]]

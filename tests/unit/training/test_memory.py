@@ -146,6 +146,24 @@ def test_only_the_last_set_is_kept(memory: LabelMemory) -> None:
     assert memory.last(9) is None
 
 
+def test_spans_of_an_epoch_have_sets_of_their_own(memory: LabelMemory) -> None:
+    moments = [(0, 9), (1, 0), (1, 10), (2, 1)]
+    for number, (epoch, span) in enumerate(moments):
+        assert not memory.holds(epoch, span)
+        part = memory.begin_span(epoch, span)
+        fill(part, [number, 7], epoch=0)
+        assert part.publish() == 0
+    for number, (epoch, span) in enumerate(moments):
+        labels = memory.labels(epoch, span)
+        assert (labels.manifest.identity.epoch, labels.manifest.identity.span) == (epoch, span)
+        assert len(labels) == 2
+        labels.lookup([f"n{number}"])
+    memory.forget(1, 10)
+    assert [memory.holds(*moment) for moment in moments] == [False, False, True, True]
+    memory.keep_last()
+    assert [path.name for path in memory.folder.iterdir()] == ["epoch-0002-00001"]
+
+
 def test_a_key_that_comes_twice_is_named(memory: LabelMemory) -> None:
     part = memory.begin(0)
     fill(part, [1, 2], epoch=0)
