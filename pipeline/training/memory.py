@@ -15,7 +15,7 @@ from pathlib import Path
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.filling import Filling
-from softlabel.schemas.errors import IdentityError
+from softlabel.schemas.errors import EnvironmentFault, IdentityError
 from softlabel.schemas.labelset import MANIFEST_FILE, Identity
 from softlabel.schemas.teacher import Preprocess
 
@@ -71,7 +71,16 @@ class LabelMemory:
         return Filling(self._place(epoch, span), self._identity_of(epoch, span))
 
     def labels(self, epoch: int, span: int | None = None) -> LabelSet:
-        """A finished set. Raises IdentityError where another training said it."""
+        """A finished set.
+
+        Raises EnvironmentFault where it is not there, IdentityError where another training said it.
+        """
+        if not self.holds(epoch, span):
+            raise EnvironmentFault(
+                f"{self._place(epoch, span)}: is not there any more, or not seen from here; ranks "
+                "need an output on a disk that all of them share; mend this and run the same "
+                "command again"
+            )
         labels = open_labelset(self._place(epoch, span))
         if labels.manifest.identity != self._identity_of(epoch, span):
             raise IdentityError(

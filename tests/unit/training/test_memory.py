@@ -14,7 +14,7 @@ from softlabel.pipeline.training import filling
 from softlabel.pipeline.training.filling import Filling
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.memory import LabelMemory
-from softlabel.schemas.errors import DataError, IdentityError
+from softlabel.schemas.errors import DataError, EnvironmentFault, IdentityError
 from softlabel.schemas.params import InspectParams, VerifyParams
 from softlabel.stages import inspect, verify
 from tests.unit.builders import CLASSES, make_identity, numbers_of_keys, write_source
@@ -162,6 +162,12 @@ def test_spans_of_an_epoch_have_sets_of_their_own(memory: LabelMemory) -> None:
     assert [memory.holds(*moment) for moment in moments] == [False, False, True, True]
     memory.keep_last()
     assert [path.name for path in memory.folder.iterdir()] == ["epoch-0002-00001"]
+
+
+def test_what_another_rank_said_on_a_disk_of_its_own_is_missed(memory: LabelMemory) -> None:
+    memory.begin(3)
+    with pytest.raises(EnvironmentFault, match=r"epoch-0003: is not there.*that all of them share"):
+        memory.labels(3)
 
 
 def test_a_key_that_comes_twice_is_named(memory: LabelMemory) -> None:
