@@ -2,6 +2,7 @@
 
 from softlabel.pipeline.training.criterion import DistillationLoss
 from softlabel.pipeline.training.dataset import DistillationBatch, DistillationDataset
+from softlabel.pipeline.training.ensemble import LabelEnsemble
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.pipeline.training.targets import PackedTargets
 
@@ -9,6 +10,7 @@ __all__ = [
     "DistillationBatch",
     "DistillationDataset",
     "DistillationLoss",
+    "LabelEnsemble",
     "LossTerms",
     "PackedTargets",
 ]

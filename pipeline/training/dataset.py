@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.training.batch import JoinedBatch
+from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.randomness import own_randomness, seed_for
@@ -70,13 +71,13 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
     decoded in threads; processes help where the transform is slow. Call `set_epoch` before each
     epoch.
 
-    source: whatever `softlabel infer` reads. labels: a label set, its folder, or None for the
-    samples alone. transform: of each picture, uint8 `[channels, height, width]`; what it draws from
-    the generators of torch, NumPy and Python is a function of seed, epoch and the sample's place
-    in the order. batch_size: samples a rank and step. shuffle_rows: samples held and shuffled
-    together. temperature: of a `topk` set, where its labels will be used; tail: there, `bucket` for
-    the classes left out as one, `spread` for logits of all. height, width, channels, resize,
-    interpolation: how the student sees encoded pictures, as train-student has them. part:
+    source: whatever `softlabel infer` reads. labels: a label set, its folder, a `LabelEnsemble`, or
+    None for the samples alone. transform: of each picture, uint8 `[channels, height, width]`; what
+    it draws from the generators of torch, NumPy and Python is a function of seed, epoch and the
+    sample's place in the order. batch_size: samples a rank and step. shuffle_rows: samples held and
+    shuffled together. temperature: of a `topk` set, where its labels will be used; tail: there,
+    `bucket` for the classes left out as one, `spread` for logits of all. height, width, channels,
+    resize, interpolation: how the student sees encoded pictures, as train-student has them. part:
     `(rank, ranks)`; default: those of `torch.distributed`, or of torchrun's environment.
 
     Of Parquet labels each page is checked when it is read, tars are checked here, whole and once.
@@ -87,7 +88,7 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
     def __init__(
         self,
         source: str | Path,
-        labels: LabelSet | str | Path | None,
+        labels: Labels | str | Path | None,
         transform: Transform | None = None,
         *,
         batch_size: int = 128,
@@ -276,7 +277,7 @@ def _at_least(least: int, name: str, value: int) -> int:
     return value
 
 
-def _temperature(labels: LabelSet | None, temperature: float | None) -> float:
+def _temperature(labels: Labels | None, temperature: float | None) -> float:
     """The one at which `topk` labels will be used; the others are the same at any."""
     if temperature is not None and not temperature > 0:
         raise ParameterError(f"DistillationDataset: temperature must be above 0, got {temperature}")

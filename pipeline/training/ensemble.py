@@ -5,8 +5,10 @@ What it says is what `merge --codec dense-f32` of the same sets would, and it ha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,35 +19,47 @@ from softlabel.pipeline.codecs.codec import Columns, Decoder
 from softlabel.pipeline.codecs.numerics import Floats
 from softlabel.pipeline.deriving.derivation import merged_identity
 from softlabel.pipeline.deriving.merging import check_members, class_order, mean_of
-from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.mean import Mean
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.training.agreement import check_hard_labels, check_joined
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Reject, Segment
 
 
 class LabelEnsemble:
-    """Label sets of the same samples, averaged where a batch is decoded; classes by name.
+    """The mean of what label sets of the same samples say, taken where a batch is decoded.
 
-    sets: the first one's classes are taken. Rows wait as each set stores them. Reads belong to one
-    thread. Raises DataError where the sets are not of the same samples, leave out others, or keep
-    no full logits.
+    sets: label sets or their folders; the first one's classes are taken, the others' matched by
+    name. weights: of each set, in their order; default: all alike. temperature: T of the
+    probabilities that are averaged; default: logits are. Rows wait as each set stores them. Reads
+    belong to one thread.
+
+    Raises ParameterError, and DataError where the sets are not of the same samples, leave out
+    others, or keep no full logits.
     """
 
-    def __init__(self, sets: Sequence[LabelSet], mean: Mean) -> None:
-        check_members(sets)
-        self._sets = tuple(sets)
+    def __init__(
+        self,
+        sets: Sequence[LabelSet | str | Path],
+        weights: Sequence[float] = (),
+        temperature: float | None = None,
+    ) -> None:
+        _check_settings(len(sets), weights, temperature)
+        opened = [one if isinstance(one, LabelSet) else open_labelset(one) for one in sets]
+        check_members(opened)
+        self._sets = tuple(opened)
+        mean = Mean.of_members(len(opened), weights, temperature)
         # Read beside the source where any can be: the others follow its keys.
-        self._leader = next((labels for labels in sets if labels.manifest.aligned), sets[0])
+        self._leader = next((one for one in opened if one.manifest.aligned), opened[0])
         self._decoder = _MeanDecoder(
             mean,
-            tuple(labels.codec for labels in sets),
-            tuple(class_order(labels, sets[0]) for labels in sets),
-            " and ".join(str(labels.folder) for labels in sets),
+            tuple(labels.codec for labels in opened),
+            tuple(class_order(labels, opened[0]) for labels in opened),
+            " and ".join(str(labels.folder) for labels in opened),
         )
         self.folder = self._leader.folder
-        identity = merged_identity(sets, mean, "dense-f32")
+        identity = merged_identity(opened, mean, "dense-f32")
         self.manifest = self._leader.manifest.model_copy(
             update={"identity": identity, "identity_sha256": identity.digest()}
         )
@@ -74,6 +88,19 @@ class LabelEnsemble:
     def bytes_per_row(self) -> float:
         """What is stored of a row in all sets."""
         return sum(labels.bytes_per_row for labels in self._sets)
+
+    def reopen(self) -> LabelEnsemble:
+        """A second reader of the same sets, for another thread or process."""
+        again = copy.copy(self)
+        again._sets = tuple(labels.reopen() for labels in self._sets)
+        again._leader = again._sets[self._sets.index(self._leader)]
+        return again
+
+    def check_tars(self) -> None:
+        """Read all shards that are tars, once for all copies; see `LabelSet.check_tars`."""
+        for labels in self._sets:
+            if labels.manifest.aligned:
+                labels.check_tars()
 
     def check_temperature(self, T: float) -> None:
         """Raise ParameterError where the sets cannot give soft targets at `T`."""
@@ -116,6 +143,18 @@ class LabelEnsemble:
             columns = {**block.payload, "top1": block.top1}
             payload |= {f"{number}.{name}": values for name, values in columns.items()}
         return replace(first, payload=payload, codec=self._decoder, features=None)
+
+
+def _check_settings(sets: int, weights: Sequence[float], temperature: float | None) -> None:
+    if not sets:
+        raise ParameterError("LabelEnsemble: has no label sets; give one or more")
+    if weights and (len(weights) != sets or min(weights) <= 0):
+        raise ParameterError(
+            f"LabelEnsemble: weights are {list(weights)} for {sets} label sets; give one above 0 "
+            "each"
+        )
+    if temperature is not None and not temperature > 0:
+        raise ParameterError(f"LabelEnsemble: temperature must be above 0, got {temperature!r}")
 
 
 def _renumbered(block: LabelBlock, order: npt.NDArray[np.int64] | None) -> LabelBlock:

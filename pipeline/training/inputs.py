@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
-from softlabel.pipeline.mean import Mean
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.distillation import soft_term
@@ -151,11 +150,9 @@ def _leaving_out(params: TrainParams) -> Labels | None:
 
 
 def _opened(params: TrainParams) -> Labels:
-    sets = [open_labelset(folder) for folder in params.labels]
-    if len(sets) == 1:
-        return sets[0]
-    mean = Mean.of_members(len(sets), params.labels_weights, params.mean_temperature)
-    return LabelEnsemble(sets, mean)
+    if len(params.labels) == 1:
+        return open_labelset(params.labels[0])
+    return LabelEnsemble(params.labels, params.labels_weights, params.mean_temperature)
 
 
 def _fitted_temperature(params: TrainParams, labels: Labels) -> float:

@@ -17,6 +17,7 @@ def test_exported_names_for_training_loops() -> None:
         "DistillationBatch",
         "DistillationDataset",
         "DistillationLoss",
+        "LabelEnsemble",
         "LossTerms",
         "PackedTargets",
     ]

@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 import pytest
+from torch.utils.data import DataLoader
 
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
-from softlabel.pipeline.mean import Mean
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.training.ensemble import LabelEnsemble
 from softlabel.pipeline.training.join import JoinedSamples
-from softlabel.schemas.errors import DataError
+from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import TeacherOutput
+from softlabel.torch import DistillationDataset
 from tests.unit import builders
 from tests.unit.builders import numbers_of_keys, write_labels, write_source
 from tests.unit.training.test_join import aligned, of_views, shifted
 
 SHARDS = (10, 3, 12, 7)
-ALIKE = Mean.of_members(2, ())
+# A worker is a fork of this process, where other tests have left threads that wait.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
+    "ignore:This DataLoader will create:UserWarning",
+)
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_every_sample_meets_the_mean_of_its_own_labels(
     tmp_path: Path, source: Source, one: LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = another(tmp_path / "two", source, monkeypatch, [0, -4, -8, -40])
-    rows = said(LabelEnsemble([one, two], Mean.of_members(2, (3.0, 1.0))), source)
+    rows = said(LabelEnsemble([one, two], (3.0, 1.0)), source)
     for number, logits in rows.items():
         own = [0, -1 - number, -1, -1 - number % 7]
         expected = 0.75 * np.asarray(own) + 0.25 * np.asarray([0, -4, -8, -40])
@@ -77,8 +83,8 @@ def test_of_views_the_same_ones_are_averaged(tmp_path: Path, source: Source) -> 
     numbers = list(range(sum(SHARDS)))
     beside = aligned(of_views(source, tmp_path / "beside", numbers), source)
     mixed = of_views(source, tmp_path / "mixed", numbers[::-1])
-    both = said(LabelEnsemble([mixed, beside], ALIKE), source)
-    alone = said(LabelEnsemble([beside, beside], ALIKE), source)
+    both = said(LabelEnsemble([mixed, beside]), source)
+    alone = said(LabelEnsemble([beside, beside]), source)
     assert both == alone
     assert len({round(-1 - row[1]) // 100 for row in both.values()}) == 3
 
@@ -88,7 +94,7 @@ def test_labels_of_another_key_are_refused_by_name(
 ) -> None:
     other = open_labelset(write_labels(tmp_path / "shifted", shifted(source, monkeypatch)))
     with pytest.raises(DataError, match=r"shifted: sample 'n\d+' meets the label of 'n\d+'"):
-        said(LabelEnsemble([one, other], ALIKE), source)
+        said(LabelEnsemble([one, other]), source)
 
 
 def test_labels_of_another_hard_label_are_refused_by_name(
@@ -103,7 +109,7 @@ def test_labels_of_another_hard_label_are_refused_by_name(
 
     monkeypatch.setattr(two, "read_source", turned)
     with pytest.raises(DataError, match=r"two: sample 'n\d+' has hard label \d, and"):
-        said(LabelEnsemble([one, two], ALIKE), source)
+        said(LabelEnsemble([one, two]), source)
 
 
 def test_a_mean_without_any_class_left_is_refused(
@@ -113,6 +119,42 @@ def test_a_mean_without_any_class_left_is_refused(
     one = another(tmp_path / "one", source, monkeypatch, [0, -1, nothing, nothing])
     two = another(tmp_path / "two", source, monkeypatch, [nothing, nothing, 0, -1])
     with pytest.raises(DataError, match=r"one and .*two: rule out every class of a sample"):
-        said(LabelEnsemble([one, two], ALIKE), source)
-    rows = said(LabelEnsemble([one, two], Mean.of_members(2, (), 1.0)), source)
+        said(LabelEnsemble([one, two]), source)
+    rows = said(LabelEnsemble([one, two], temperature=1.0), source)
     assert rows[0] == pytest.approx([0, -1, 0, -1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_gives_the_same_means(
+    tmp_path: Path,
+    source: Source,
+    one: LabelSet,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    another(tmp_path / "two", source, monkeypatch, [0, -4, -8, -40])
+    ensemble = LabelEnsemble([one, tmp_path / "two"], (3.0, 1.0))
+    dataset = DistillationDataset(source.path, ensemble, batch_size=5)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    rows: dict[int, list[float]] = {}
+    for batch in loader:
+        numbers = [int(key.removeprefix("n")) for key in batch.keys]
+        rows |= zip(numbers, batch.targets.tolist(), strict=True)
+    assert rows == said(ensemble, source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"weights": (1.0,)}, r"weights are \[1.0\] for 2 label sets"),
+        ({"weights": (1.0, 0.0)}, "give one above 0 each"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    one: LabelSet, settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ParameterError, match=problem):
+        LabelEnsemble([one, one], **settings)
+    with pytest.raises(ParameterError, match="has no label sets"):
+        LabelEnsemble([])
