@@ -1,6 +1,6 @@
 """What stored labels cost and save in training, and the loader against plain ones.
 
-usage: python benchmarks/train.py WORK [--rounds 3] [--pictures 4096] [--arrays 32768] [--only PART]
+usage: python benchmarks/train.py WORK [--rounds 3] [--pictures 4096] [--arrays N] [--only PART]
 
 Made-up pictures of 1,000 classes: arrays of 32x32, and JPEG of 96x96 in WebDataset tars and
 Parquet; a random convolutional teacher labels each by `infer` in `dense-f16`. Ratios are taken
@@ -16,6 +16,8 @@ import io
 import itertools
 import os
 import statistics
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +53,21 @@ TAR_ROWS = 512
 TEACHER = {"channels": 3, "width": 32, "depth": 3}
 TINY = {"channels": 3, "width": 8, "depth": 2}
 
+# What is mapped is not counted: the kernel takes it back when it likes.
+HELD = """
+import sys, threading, time, softlabel
+held = []
+def look():
+    while True:
+        with open("/proc/self/status") as status:
+            held.extend(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
+        time.sleep(0.002)
+threading.Thread(target=look, daemon=True).start()
+for batch in softlabel.torch.DistillationDataset(*sys.argv[1:], batch_size=256, shuffle_rows=16384):
+    pass
+print(max(held))
+"""
+
 DistillationDataset = softlabel.torch.DistillationDataset
 
 
@@ -68,9 +85,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=4096, help="JPEG pictures")
-    parser.add_argument("--arrays", type=int, default=32768, help="pictures stored as arrays")
+    parser.add_argument("--arrays", type=int, default=131072, help="pictures stored as arrays")
     parts = {"loaders": _print_loaders, "labels": _print_label_path, "steps": _print_steps}
-    parts["epochs"] = _print_epochs
+    parts |= {"epochs": _print_epochs, "memory": _print_memory}
     parser.add_argument("--only", choices=parts, action="append")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -149,7 +166,25 @@ def _print_label_path(worlds: list[Inputs], rounds: int) -> None:
                     stored_targets(batch.block, 1.0)
             used[labelled].append(time.process_time() - begin)
     cost = (min(used[True]) - min(used[False])) / source.rows * 1e6
-    print(f"\nThe label's path: {cost:.2f} us of processor time a sample, dense-f16, file hashed.")
+    print(
+        f"\nThe label's path: {cost:.2f} us of processor time a sample, dense-f16, pages checked."
+    )
+
+
+def _print_memory(worlds: list[Inputs], rounds: int) -> None:
+    """What a process holds at the most that goes through N samples, and through 4N."""
+    whole = worlds[0]
+    work = whole.labels.parent
+    rows = len(np.load(whole.source, mmap_mode="r")) // 4
+    quarter = work / "quarter"
+    quarter.mkdir(exist_ok=True)
+    sides = {rows: _arrays(quarter, rows), 4 * rows: whole}
+    print("\n| samples | most memory of the loading process, MB |")
+    print("|---|---|")
+    for rows, world in sides.items():
+        command = [sys.executable, "-c", HELD, str(world.source), str(world.labels)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        print(f"| {rows:,} | {int(done.stdout) / 1024:.0f} |", flush=True)
 
 
 def _print_steps(worlds: list[Inputs], rounds: int) -> None:

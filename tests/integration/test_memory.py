@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -18,13 +19,15 @@ from softlabel.pipeline.shards import parquet as parquet_shards
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.shards.packing import make_packing
 from softlabel.pipeline.small_models import mlp
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.parquet import write_source_shard
 from softlabel.pipeline.teachers.models import weights_bytes
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.model import report_json
 from softlabel.schemas.reports.training import StudentCard
-from softlabel.schemas.sample import SampleBlock
+from softlabel.schemas.sample import SampleBlock, TeacherOutput
 from tests.unit.blocks import packing_of, write_set
+from tests.unit.builders import write_labels
 
 CLASSES = 1000
 NAMES = tuple(f"c{number}" for number in range(CLASSES))
@@ -57,9 +60,9 @@ import sys, softlabel
 labels = softlabel.open(sys.argv[1])
 kept = [block.payload["logits"].copy() for block in labels.batches(256)]
 """
-# The cache is mapped, so its pages count as the process's although they are the kernel's to take
-# back: what the process holds itself is looked at all the time.
-LOOKUP = """
+# What is mapped counts as the process's although it is the kernel's to take back, so what the
+# process holds itself is looked at all the time.
+WATCH = """
 import sys, threading, time, softlabel
 held = []
 def look():
@@ -68,9 +71,17 @@ def look():
             held.extend(line.split()[1] for line in status if line.startswith("RssAnon:"))
         time.sleep(0.002)
 threading.Thread(target=look, daemon=True).start()
+"""
+LOOKUP = """
 labels = softlabel.open(sys.argv[1])
 keys = [f"n{row:07d}" for row in range(0, len(labels), len(labels) // 100)]
 assert labels.lookup(keys).keys.to_pylist() == keys
+print(max(map(int, held)))
+"""
+LOAD = """
+source, labels = (f"{sys.argv[1]}/{name}" for name in ("pictures.npy", "labels"))
+dataset = softlabel.torch.DistillationDataset(source, labels, shuffle_rows=4096)
+assert sum(len(batch.keys) for batch in dataset) == len(softlabel.open(labels))
 print(max(map(int, held)))
 """
 CONVERT = """
@@ -211,7 +222,7 @@ def test_the_measure_sees_growth(sets: tuple[Path, Path]) -> None:
     "program",
     [
         READ + PEAK,
-        LOOKUP,
+        WATCH + LOOKUP,
         INSPECT + PEAK,
         VERIFY + PEAK,
         CALIBRATE + PEAK,
@@ -236,3 +247,26 @@ def test_reading(sets: tuple[Path, Path], program: str) -> None:
 )
 def test_converting(sets: tuple[Path, Path], arguments: tuple[str, ...]) -> None:
     expect_constant(sets, CONVERT + PEAK, *arguments)
+
+
+def test_loading(tmp_path: Path) -> None:
+    """Pictures and labels joined: of 4N samples as many wait as of N."""
+    rows = SHARDS * SHARD_ROWS
+    one, four = labelled(tmp_path / "one", rows), labelled(tmp_path / "four", 4 * rows)
+    expect_constant((one, four), WATCH + LOAD)
+    for folder in (one, four):
+        shutil.rmtree(folder)
+
+
+def labelled(folder: Path, rows: int) -> Path:
+    """A source of so many pictures with its labels, 2.8 kB a sample."""
+    folder.mkdir()
+    np.save(folder / "pictures.npy", np.zeros((rows, 28, 28), np.uint8))
+    np.save(folder / "pictures.labels.npy", np.zeros(rows, np.uint8))
+    source = open_source(folder / "pictures.npy").naming([f"c{n}" for n in range(CLASSES)])
+    write_labels(folder / "labels", source, 1024, 2 * SHARD_ROWS, said)
+    return folder
+
+
+def said(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
+    return TeacherOutput(np.zeros((len(pixels), CLASSES), np.float32))

@@ -3,7 +3,7 @@
 So a test can ask of any row whether its parts belong together, without a table of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,9 +137,10 @@ def write_labels(
     source: Source,
     batch_size: int = 4,
     shard_rows: int = 65536,
+    teach: Callable[[npt.NDArray[np.uint8]], TeacherOutput] = teach,
     **identity: object,
 ) -> Path:
-    """A complete label set of `source` by `teacher`, made as `infer` makes it.
+    """A complete label set of `source` by `teacher` or another, made as `infer` makes it.
 
     identity: fields of the identity that shall be others than those of `make_identity`.
     """
