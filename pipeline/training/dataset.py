@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -129,6 +131,8 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         if labels is not None and labels.manifest.aligned:
             # Here, once: else every worker would, in every epoch.
             labels.check_tars()
+        # Arrow looks for pandas when it makes its first array: each worker would import it anew.
+        pa.array(np.zeros(0))
         # Epoch and first position, in shared memory: workers that outlive an epoch see the next.
         self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
 
