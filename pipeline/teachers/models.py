@@ -131,8 +131,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def weights_bytes(model: nn.Module) -> bytes:
-    """The state dict of `model` as one safetensors file."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    """The state dict of `model` as one safetensors file, weights with two names twice."""
+    state: dict[str, torch.Tensor] = {}
+    taken = set()
+    for name, value in model.state_dict().items():
+        own = value.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        state[name] = own.clone() if place in taken else own
+        taken.add(place)
     return save(state)
 
 

@@ -284,3 +284,21 @@ def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path: Path, checkpoint
     torch.save(checkpoint, tmp_path / "w.pt")
     with pytest.raises(DataError, match=r"holds no state dict|does not fit the model"):
         load_weights(nn.Linear(1, 1), tmp_path / "w.pt")
+
+
+class Tied(nn.Module):
+    """The rows that tokens begin with are those that they end with, as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_weights_that_two_layers_share_are_published(tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    (tmp_path / "tied.safetensors").write_bytes(weights_bytes(model))
+    load_weights(other, tmp_path / "tied.safetensors")
+    assert other.head.weight is other.embed.weight
+    torch.testing.assert_close(other.embed.weight, model.embed.weight)
