@@ -33,4 +33,7 @@ def test_random_rows_with_their_pictures_each_row_group_once(
     assert found == np.random.default_rng(3).permutation(70)[:50].tolist()
     assert found != sorted(found)
     groups = 70 // 6
-    assert 1 < len(reads) <= groups + 3
+    whole = [table for table in reads if len(table) > 1]
+    assert 1 < len(whole) <= groups + 3
+    # A few rows may come by their pages before it pays to read their group.
+    assert sum(len(table) for table in reads) <= 1.5 * 70
