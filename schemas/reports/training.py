@@ -12,12 +12,12 @@ from softlabel.schemas.teacher import Interpolation, NumberInput, Preprocess, ch
 
 
 class EpochRecord(Record):
-    """One epoch: means over its samples. Terms that the loss does not have are null.
+    """One epoch: means over its samples, of sequences over their positions.
 
-    soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
-    unseen: where the epoch's predictions were published, the samples that it did not see.
-    mutual_information: in nats, between training samples and the difference of two logits; what it
-    rests on stands in the report.
+    Terms that the loss does not have are null. soft_kl is the soft term's cross-entropy less the
+    teacher's entropy, in nats at temperature T. unseen: where the epoch's predictions were
+    published, the samples that it did not see. mutual_information: in nats, between training
+    samples and the difference of two logits; what it rests on stands in the report.
     """
 
     epoch: int

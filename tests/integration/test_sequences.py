@@ -14,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import softlabel
+from softlabel.pipeline.inference import runner
+from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.sample import TeacherOutput
 
@@ -219,6 +221,19 @@ def test_codecs_and_layouts(
     np.testing.assert_array_equal(top.top1, told.argmax(axis=1))
     checked = command(*VERIFY)
     assert checked.code == 0, checked.stdout
+
+
+def test_positions_packed_beside_the_teacher(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device, where all rows but the first, which are measured, are packed by torch."""
+    monkeypatch.setattr(session, "packing_device", lambda provider, options: "cpu")
+    monkeypatch.setattr(runner, "measured_rows", lambda shards: 8)
+    teacher(empty_project)
+    written(empty_project, tokens())
+    labelled = command(*INFER, "--codec=dense-f32")
+    assert labelled.code == 0, labelled.stderr
+    check_stored(tokens())
 
 
 def test_labels_shifted_by_one_position_do_not_pass(
