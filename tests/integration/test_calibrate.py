@@ -32,9 +32,9 @@ def teach_at(odds: float) -> Callable[[np.ndarray], TeacherOutput]:
 
 
 @pytest.fixture
-def labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(builders, "teach", teach_at(6))
-    return write_labels(tmp_path / "labels", write_source(tmp_path / "data", (300, 300)))
+def labels(tmp_path: Path) -> Path:
+    source = write_source(tmp_path / "data", (300, 300))
+    return write_labels(tmp_path / "labels", source, teach=teach_at(6))
 
 
 def test_overconfidence_is_cooled(labels: Path, tmp_path: Path) -> None:
@@ -127,13 +127,11 @@ def train(tmp_path: Path, labels: Path, temperature: float, calibration: Path | 
     return divergence
 
 
-def test_training_divides_the_teachers_logits_alone(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_divides_the_teachers_logits_alone(labels: Path, tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     fitted = calibrate.run(CalibrateParams(labels=labels, output=file, fit_share=1.0)).temperature
-    monkeypatch.setattr(builders, "teach", teach_at(6 / fitted))
-    cooler = write_labels(tmp_path / "cooler", open_source(tmp_path / "data"))
+    source = open_source(tmp_path / "data")
+    cooler = write_labels(tmp_path / "cooler", source, teach=teach_at(6 / fitted))
     wanted = train(tmp_path, cooler, 2.0, None)
     assert train(tmp_path, labels, 2.0, file) == pytest.approx(wanted, rel=1e-3)
     assert train(tmp_path, labels, 2.0, None) != pytest.approx(wanted, rel=1e-3)

@@ -22,7 +22,6 @@ from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import TeacherOutput
 from softlabel.torch import DistillationDataset
-from tests.unit import builders
 from tests.unit.builders import numbers_of_keys, write_labels, write_source
 from tests.unit.training.test_join import aligned, of_views, shifted
 
@@ -44,17 +43,13 @@ def one(tmp_path: Path, source: Source) -> LabelSet:
     return open_labelset(write_labels(tmp_path / "one", source, batch_size=2, shard_rows=4))
 
 
-def another(
-    folder: Path, source: Source, monkeypatch: pytest.MonkeyPatch, logits: Sequence[float]
-) -> LabelSet:
+def another(folder: Path, source: Source, logits: Sequence[float]) -> LabelSet:
     """A set in shards of its own that says the same of every sample."""
 
     def teach(pixels: npt.NDArray[np.uint8]) -> TeacherOutput:
         return TeacherOutput(np.tile(np.asarray(logits, np.float32), (len(pixels), 1)))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(builders, "teach", teach)
-        return open_labelset(write_labels(folder, source, batch_size=8))
+    return open_labelset(write_labels(folder, source, batch_size=8, teach=teach))
 
 
 def said(labels: LabelEnsemble, source: Source) -> dict[int, list[float]]:
@@ -69,9 +64,9 @@ def said(labels: LabelEnsemble, source: Source) -> dict[int, list[float]]:
 
 
 def test_every_sample_meets_the_mean_of_its_own_labels(
-    tmp_path: Path, source: Source, one: LabelSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Source, one: LabelSet
 ) -> None:
-    two = another(tmp_path / "two", source, monkeypatch, [0, -4, -8, -40])
+    two = another(tmp_path / "two", source, [0, -4, -8, -40])
     rows = said(LabelEnsemble([one, two], (3.0, 1.0)), source)
     for number, logits in rows.items():
         own = [0, -1 - number, -1, -1 - number % 7]
@@ -112,12 +107,10 @@ def test_labels_of_another_hard_label_are_refused_by_name(
         said(LabelEnsemble([one, two]), source)
 
 
-def test_a_mean_without_any_class_left_is_refused(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mean_without_any_class_left_is_refused(tmp_path: Path, source: Source) -> None:
     nothing = -np.inf
-    one = another(tmp_path / "one", source, monkeypatch, [0, -1, nothing, nothing])
-    two = another(tmp_path / "two", source, monkeypatch, [nothing, nothing, 0, -1])
+    one = another(tmp_path / "one", source, [0, -1, nothing, nothing])
+    two = another(tmp_path / "two", source, [nothing, nothing, 0, -1])
     with pytest.raises(DataError, match=r"one and .*two: rule out every class of a sample"):
         said(LabelEnsemble([one, two]), source)
     rows = said(LabelEnsemble([one, two], temperature=1.0), source)
@@ -132,7 +125,7 @@ def test_a_dataset_gives_the_same_means(
     monkeypatch: pytest.MonkeyPatch,
     workers: int,
 ) -> None:
-    another(tmp_path / "two", source, monkeypatch, [0, -4, -8, -40])
+    another(tmp_path / "two", source, [0, -4, -8, -40])
     ensemble = LabelEnsemble([one, tmp_path / "two"], (3.0, 1.0))
     dataset = DistillationDataset(source.path, ensemble, batch_size=5)
     loader = DataLoader(dataset, batch_size=None, num_workers=workers)
