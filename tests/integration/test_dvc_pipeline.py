@@ -68,7 +68,8 @@ def test_a_second_time_nothing_runs(finished: Project) -> None:
 def test_dvc_reads_the_metrics(finished: Project) -> None:
     outcome = finished.call("dvc", "metrics", "show", "--json")
     assert outcome.code == 0, outcome.stderr
-    for word in ("hard", "smooth", "kd", "accuracy", "nll", "ece", "temperature", "signs", "T=4"):
+    stages = ("hard", "smooth", "kd", "accuracy", "nll", "ece", "temperature", "signs", "T=4")
+    for word in (*stages, "validation", "max_difference"):
         assert f'"{word}"' in outcome.stdout
 
 
