@@ -81,7 +81,6 @@ def refuse_remote(path: Location, what: str) -> Path:
     """
     if isinstance(path, Url):
         raise ParameterError(
-            f"{path}: {what} can be read on this machine only; copy it here, or give Parquet files "
-            "or tars"
+            f"{path}: {what} can be read on this machine only; copy the files here and name those"
         )
     return path

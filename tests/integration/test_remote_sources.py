@@ -211,7 +211,11 @@ def test_a_cache_on_disk_by_a_chain_of_addresses(
         ("http://127.0.0.1:9/x-{{0..1}}.tar", 4, "x-0.tar: cannot be read .*; check the address"),
         ("nonsense://x/y.tar", 2, "fsspec knows no protocol 'nonsense'"),
         ("s3://x/y.tar", 4, r"a package that is missing \(.*s3fs.*pip install 'softlabel\[s3\]'"),
-        ("{url}/bad.npz", 2, "bad.npz: .npz files can be read on this machine only; copy it here"),
+        (
+            "{url}/bad.npz",
+            2,
+            "bad.npz: .npz files can be read on this machine only; copy the files here",
+        ),
         ("{url}/bad-images-idx3-ubyte", 2, "IDX files can be read on this machine only"),
         ("{url}/saved", 2, "a saved dataset can be read on this machine only"),
         ("{url}/pictures", 4, "its server does not tell the sizes of files"),
