@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softlabel.pipeline.training import loop
+from softlabel.pipeline.training import trainer
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.lesson import Lesson, Outcome
@@ -120,7 +120,7 @@ def test_the_average_follows_the_weights_from_the_first_step_on() -> None:
 def test_patience_stops_and_the_best_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.9, 0.5, 0.7, 0.5, 0.4])
     monkeypatch.setattr(
-        loop,
+        trainer,
         "validate",
         lambda *_: {"validation_accuracy": 0.5, "validation_nll": next(figures)},
     )
