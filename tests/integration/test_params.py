@@ -163,7 +163,9 @@ def test_what_a_stage_writes_is_an_output(stages: Document, params: Document, st
         # What is written beside a file has its name before a dash.
         place, _, suffix = section["output"].partition(".")
         beside = {f"{place}-{name}.{suffix}" for name in ("metrics", "plot")}
-        assert all(below(path, section["output"]) or path in beside for path in found)
+        folders = [section["output"], *filter(None, [section.get("metrics")])]
+        told = [any(below(path, folder) for folder in folders) for path in found]
+        assert all(under or path in beside for under, path in zip(told, found, strict=True)), found
 
 
 def test_what_is_read_is_written_by_an_earlier_stage(stages: Document) -> None:
