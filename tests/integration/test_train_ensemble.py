@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import softlabel
-from softlabel.pipeline.training import loop
+from softlabel.pipeline.training import trainer
 from softlabel.schemas.errors import IdentityError
 from softlabel.schemas.params import ConvertParams, InferParams, MergeParams, TrainParams
 from softlabel.schemas.reports import TrainReport
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_with_the_same_mean_alone(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", stop)
+        patch.setattr(trainer, "validate", stop)
         with pytest.raises(KeyboardInterrupt):
             train("student", **settings)
     with pytest.raises(IdentityError, match="labels' identity"):
