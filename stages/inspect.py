@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from softlabel.schemas.labelset import Manifest
 from softlabel.schemas.params import InspectParams
 from softlabel.schemas.reports import InspectReport
 from softlabel.schemas.reports.label_sets import PositionView, RowView
+from softlabel.schemas.soft_targets import SmoothingSigns, TargetsAtTemperature
 
 BATCH_ROWS = 4096
 # A row may be a sequence of thousands of positions.
@@ -37,14 +39,31 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
     labels = open_labelset(params.labels)
     if params.output is not None:
         labels.refuse_inside(params.output)
-    manifest = labels.manifest
-    identity = manifest.identity
     progress.start("inspect", len(labels), "rows")
+    seen = _seen(labels, params, progress)
+    report = _report(params.labels, labels, seen)
+    if params.output is not None:
+        _publish_for_dvc(params.output, report)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one pass over the labels found."""
+
+    targets: tuple[TargetsAtTemperature, ...]
+    signs: SmoothingSigns | None
+    positions: int
+    rows: tuple[RowView, ...]
+
+
+def _seen(labels: LabelSet, params: InspectParams, progress: Progress) -> _Seen:
     sums = [TargetSums(T, labels.num_classes) for T in labels.temperatures]
     signs = SmoothingSums(labels.num_classes)
     positions = 0
     views: list[RowView] = []
-    for block in labels.batches(BATCH_SEQUENCES if identity.positions else BATCH_ROWS):
+    of_sequences = labels.manifest.identity.positions
+    for block in labels.batches(BATCH_SEQUENCES if of_sequences else BATCH_ROWS):
         for one in sums:
             for _, logits in _decoded(block, labels.num_classes, one.temperature):
                 one.add(logits)
@@ -56,11 +75,15 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         wanted = min(params.rows - len(views), len(block))
         views += [_row(labels, block.slice(row, 1), params.top) for row in range(wanted)]
         progress.advance(len(block))
-    size = sum(shard.bytes for shard in manifest.shards)
-    counts = manifest.statistics
     targets = tuple(one.record() for one in sums)
-    report = InspectReport(
-        labels=params.labels,
+    return _Seen(targets, signs.signs(), positions, tuple(views))
+
+
+def _report(folder: Path, labels: LabelSet, seen: _Seen) -> InspectReport:
+    manifest = labels.manifest
+    identity, counts = manifest.identity, manifest.statistics
+    return InspectReport(
+        labels=folder,
         identity_sha256=labels.identity,
         teacher_sha256=identity.teacher_sha256,
         ensemble=identity.ensemble,
@@ -74,25 +97,22 @@ def run(params: InspectParams, progress: Progress | None = None) -> InspectRepor
         views=identity.views,
         augment=identity.augment,
         seed=identity.seed,
-        positions=positions if identity.positions else None,
+        positions=seen.positions if identity.positions else None,
         features=identity.features,
         shards=len(manifest.shards),
-        bytes=size,
+        bytes=sum(shard.bytes for shard in manifest.shards),
         bytes_per_row=labels.bytes_per_row,
         classes=labels.classes,
         temperatures=labels.temperatures,
         reference=_reference(manifest),
         kl_mean={str(item.temperature): item.kl_mean for item in manifest.fidelity},
-        entropy={str(one.temperature): one.entropy for one in targets},
-        targets=targets,
-        signs=signs.signs(),
+        entropy={str(one.temperature): one.entropy for one in seen.targets},
+        targets=seen.targets,
+        signs=seen.signs,
         labelled=counts.labelled,
         label_accuracy=counts.correct / counts.labelled if counts.labelled else None,
-        row_views=tuple(views),
+        row_views=seen.rows,
     )
-    if params.output is not None:
-        _publish_for_dvc(params.output, report)
-    return report
 
 
 def _publish_for_dvc(folder: Path, report: InspectReport) -> None:

@@ -287,21 +287,26 @@ def _publish(
 ) -> TrainReport:
     params, folder = member.params, member.folder
     weights = weights_bytes(member.model.model)
-    seen = (
-        _preprocess(params, inputs.source).model_dump(exclude={"layout", "in_graph"})
-        if inputs.inputs is None
-        else {"inputs": inputs.inputs}
-    )
-    soft = params.loss != "hard"
-    identity = inputs.labels.identity if inputs.labels else None
-    mean = (
-        inputs.labels.manifest.identity.derived
-        if isinstance(inputs.labels, LabelEnsemble)
-        else None
-    )
-    report = TrainReport(
-        output=folder,
-        run=params.run or folder.name,
+    report = _report(member, inputs, history, seconds)
+    if not member.fabric.is_global_zero:
+        return report
+    card = _card(report, params, inputs, weights)
+    if params.export_onnx:
+        first = inputs.source.reopen().first(PARITY_ROWS).inputs
+        publish_bytes(folder / ONNX_FILE, student_onnx(card, member.model, first))
+    publish_bytes(folder / WEIGHTS_FILE, weights)
+    publish_bytes(folder / TRAIN_FILE, report_json(report))
+    publish_bytes(folder / CARD_FILE, report_json(card))
+    return report
+
+
+def _report(
+    member: Member, inputs: TrainingInputs, history: Sequence[EpochRecord], seconds: float
+) -> TrainReport:
+    params, labels = member.params, inputs.labels
+    return TrainReport(
+        output=member.folder,
+        run=params.run or member.folder.name,
         seed=params.seed,
         loss=params.loss,
         parameters=count_parameters(member.model),
@@ -310,14 +315,25 @@ def _publish(
         steps=member.steps * len(history),
         device=device_name(member.fabric),
         seconds=seconds,
-        labels_identity_sha256=identity,
-        labels_mean=mean,
+        labels_identity_sha256=labels.identity if labels else None,
+        labels_mean=labels.manifest.identity.derived if isinstance(labels, LabelEnsemble) else None,
         settings=params.model_dump(mode="json", include=params.model_fields_set - {"runs"}),
         best_epoch=member.best_epoch,
         information=None if inputs.probe is None else inputs.probe.basis,
         history=tuple(history),
     )
-    card = StudentCard(
+
+
+def _card(
+    report: TrainReport, params: TrainParams, inputs: TrainingInputs, weights: bytes
+) -> StudentCard:
+    seen = (
+        _preprocess(params, inputs.source).model_dump(exclude={"layout", "in_graph"})
+        if inputs.inputs is None
+        else {"inputs": inputs.inputs}
+    )
+    soft = params.loss != "hard"
+    return StudentCard(
         run=report.run,
         seed=params.seed,
         model=params.model,
@@ -332,16 +348,7 @@ def _publish(
         temperature=soft_term(params, 0).temperature if soft and params.loss != "mse" else None,
         soft_weight=params.soft_weight if soft else None,
         label_smoothing=params.label_smoothing,
-        labels_identity_sha256=identity,
-        labels_mean=mean,
+        labels_identity_sha256=report.labels_identity_sha256,
+        labels_mean=report.labels_mean,
         label_bytes=inputs.labels.bytes_per_row if inputs.labels else None,
     )
-    if not member.fabric.is_global_zero:
-        return report
-    if params.export_onnx:
-        first = inputs.source.reopen().first(PARITY_ROWS).inputs
-        publish_bytes(folder / ONNX_FILE, student_onnx(card, member.model, first))
-    publish_bytes(folder / WEIGHTS_FILE, weights)
-    publish_bytes(folder / TRAIN_FILE, report_json(report))
-    publish_bytes(folder / CARD_FILE, report_json(card))
-    return report

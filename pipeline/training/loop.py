@@ -36,19 +36,11 @@ def train(
     listener: Listener | None = None,
     probe: InformationProbe | None = None,
 ) -> Generator[EpochRecord, None, int | None]:
-    """The epochs of `train_in_spans`, none in spans; returns and raises as that does."""
-    going = train_in_spans(
-        params,
-        fabric,
-        model,
-        batches,
-        steps_per_epoch,
-        validation,
-        fitted_temperature,
-        checkpoints,
-        listener,
-        probe,
+    """The epochs of `train_in_spans`, none in spans; arguments as for `Trainer`."""
+    trainer = Trainer(
+        params, fabric, model, steps_per_epoch, validation, fitted_temperature, listener, probe
     )
+    going = train_in_spans(trainer, batches, checkpoints)
     while True:
         try:
             item = next(going)
@@ -67,25 +59,16 @@ class Pause(NamedTuple):
 
 
 def train_in_spans(
-    params: TrainParams,
-    fabric: Fabric,
-    model: nn.Module,
+    trainer: Trainer,
     batches: EpochBatches,
-    steps_per_epoch: int,
-    validation: Validation | None,
-    fitted_temperature: float = 1.0,
-    checkpoints: Checkpoints = NO_CHECKPOINTS,
-    listener: Listener | None = None,
-    probe: InformationProbe | None = None,
+    checkpoints: Checkpoints,
     spans: Callable[[int], Sequence[tuple[int, int]]] | None = None,
 ) -> Generator[EpochRecord | Pause, None, int | None]:
-    """Train `model` in place, which maps uint8 `[N, H, W, C]` to logits `[N, classes]` or `Hinted`.
+    """Train from the checkpoint that stands, or from the first step, to the last epoch.
 
     Yields every finished epoch, those before a checkpoint too, and stands still until the next one
-    is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on;
-    `listener` keeps what the student says of them for later epochs. `fitted_temperature` divides
-    the teacher's logits alone, before T divides both sides. `probe` is what mutual information is
-    estimated on. With several ranks each has its share of the batches, and the first validates.
+    is asked for. `batches(epoch, first)` gives the epoch's batches from number `first` on. With
+    several ranks each has its share of the batches, and the first validates.
 
     spans: steps `first` to `end` of an epoch; before each it stands still too, and yields a pause,
     and `batches` ends with the span.
@@ -93,13 +76,12 @@ def train_in_spans(
     Returns the epoch whose weights the model has in the end; None for the last, or their average.
     Raises ParameterError, and DataError where the loss is not finite.
     """
-    trainer = Trainer(params, fabric, model, steps_per_epoch, fitted_temperature, listener)
     state = trainer.state
     checkpoints.restore(state)
     yield from state.history
     while not trainer.done():
         trainer.go_on()
-        whole = [(0, steps_per_epoch)]
+        whole = [(0, trainer.steps_per_epoch)]
         for number, (first, end) in enumerate(spans(state.epoch) if spans else whole):
             if first < end <= state.step:
                 continue
@@ -110,8 +92,9 @@ def train_in_spans(
                 continue
             for batch in prefetch(batches(state.epoch, state.step), BATCHES_AHEAD, "batches"):
                 trainer.step(batch)
-                checkpoints.after_step(state, state.epoch * steps_per_epoch + state.step)
-        record = trainer.end_epoch(validation, probe)
+                done = state.epoch * trainer.steps_per_epoch + state.step
+                checkpoints.after_step(state, done)
+        record = trainer.end_epoch()
         checkpoints.after_epoch(state)
         yield record
     trainer.judged.settle()

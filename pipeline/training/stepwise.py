@@ -22,6 +22,7 @@ from softlabel.pipeline.training.loop import Pause, train_in_spans
 from softlabel.pipeline.training.members import Member, exchange_of, samples_of, start
 from softlabel.pipeline.training.memory import LabelMemory
 from softlabel.pipeline.training.state import Generators
+from softlabel.pipeline.training.trainer import Trainer
 from softlabel.pipeline.training.validation import says
 from softlabel.schemas.reports.training import EpochRecord
 
@@ -165,17 +166,22 @@ class _Turn:
 
     def _training(self) -> Generator[EpochRecord | Pause, None, int | None]:
         member, inputs = self.member, self._inputs
-        return train_in_spans(
+        trainer = Trainer(
             member.params,
             member.fabric,
             member.trained,
-            self._batches,
             member.steps,
             inputs.validation,
             inputs.fitted_temperature,
-            member.checkpoints,
             probe=inputs.probe,
-            spans=lambda epoch: self._spans.of(member, epoch),
+        )
+        return (
+            yield from train_in_spans(
+                trainer,
+                self._batches,
+                member.checkpoints,
+                lambda epoch: self._spans.of(member, epoch),
+            )
         )
 
     def _batches(self, epoch: int, first: int) -> Iterator[TrainingBatch]:

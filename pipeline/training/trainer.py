@@ -24,10 +24,13 @@ from softlabel.schemas.reports.training import EpochRecord
 
 
 class Trainer:
-    """Takes steps with `model`, and keeps what they came to.
+    """Takes steps with `model`, in place, and keeps what they came to.
 
+    model: maps uint8 `[N, H, W, C]` to logits `[N, classes]` or `Hinted`. fitted_temperature:
+    divides the teacher's logits alone, before T divides both sides. listener: keeps what the
+    student says of a batch for later epochs. probe: what mutual information is estimated on.
     state: all that the next step depends on, for checkpoints. judged: the weights that are
-    validated. Arguments as for `train_in_spans`.
+    validated. Raises ParameterError.
     """
 
     def __init__(
@@ -36,10 +39,14 @@ class Trainer:
         fabric: Fabric,
         model: nn.Module,
         steps_per_epoch: int,
-        fitted_temperature: float,
-        listener: Listener | None,
+        validation: Validation | None,
+        fitted_temperature: float = 1.0,
+        listener: Listener | None = None,
+        probe: InformationProbe | None = None,
     ) -> None:
         self._params, self._fabric, self._listener = params, fabric, listener
+        self._validation, self._probe = validation, probe
+        self.steps_per_epoch = steps_per_epoch
         optimizer = make_optimizer(params, model)
         self._schedule = make_schedule(params, optimizer, steps_per_epoch)
         self._model, self._stepper = fabric.setup(_compiled(params, model), optimizer)
@@ -82,15 +89,13 @@ class Trainer:
         self.judged.after_step()
         self.state.step += 1
 
-    def end_epoch(
-        self, validation: Validation | None, probe: InformationProbe | None
-    ) -> EpochRecord:
+    def end_epoch(self) -> EpochRecord:
         """What the epoch came to, with the first rank's measurements, the same on every rank."""
         record = self._means.record(self.state.epoch)
         figures = {}
         if self._fabric.is_global_zero:
-            figures = validate(self.judged.model, self._fabric, validation)
-            figures |= measure_information(self.judged.model, self._fabric, probe)
+            figures = validate(self.judged.model, self._fabric, self._validation)
+            figures |= measure_information(self.judged.model, self._fabric, self._probe)
         record = record.model_copy(update=self._fabric.broadcast(figures))
         self.judged.after_epoch(record)
         if self._listener is not None:
