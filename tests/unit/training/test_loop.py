@@ -117,6 +117,23 @@ def test_the_average_follows_the_weights_from_the_first_step_on() -> None:
     torch.testing.assert_close(trained(parameters(ema=0.8))[0], average)
 
 
+@pytest.mark.parametrize(
+    ("changed", "rates"),
+    [
+        ({"schedule": "constant"}, [0.5, 0.5, 0.5, 0.5]),
+        ({"schedule": "linear"}, [0.5, 0.375, 0.25, 0.125]),
+        ({"schedule": "step", "step_epochs": [1, 3]}, [0.5, 0.05, 0.05, 0.005]),
+        # It rises over two steps, 1/3 and 2/3 of it, and then falls over the six that are left.
+        ({"schedule": "linear", "warmup_epochs": 1}, [0.5 / 3, 0.5, 0.5 * 2 / 3, 0.5 / 3]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule_from_step_to_step(
+    changed: dict[str, Any], rates: list[float]
+) -> None:
+    _, records = trained(parameters(epochs=4, **changed))
+    assert [record.learning_rate for record in records] == pytest.approx(rates)
+
+
 def test_patience_stops_and_the_best_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.9, 0.5, 0.7, 0.5, 0.4])
     monkeypatch.setattr(
