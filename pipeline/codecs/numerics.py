@@ -30,9 +30,10 @@ def log_sums(
             np.multiply(powers, powers, out=powers)
             squared += 1
         else:
+            scale = np.float32(1 / temperatures[index])
             with np.errstate(over="ignore"):  # what is too far below is -inf, without mass
-                np.multiply(d, np.float32(1 / temperatures[index]), out=powers)
-            np.exp(powers, out=powers)
+                scaled = d if scale == 1 else np.multiply(d, scale, out=powers)
+            np.exp(scaled, out=powers)
             squared = 0
         above = temperatures[index]
         np.add.reduce(powers, axis=1, out=sums[:, index])

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
+from softlabel.pipeline.shards.block import LabelBlock
+from softlabel.pipeline.shards.gathering import GatheredRows
 from softlabel.pipeline.shards.hashing import HashingFile
 from softlabel.pipeline.shards.packing import Packing, payload_bytes
 from softlabel.pipeline.shards.parquet_columns import shard_schema, to_batch, to_block
@@ -46,8 +47,7 @@ class ParquetWriter:
         )
         self._row_bytes = payload_bytes(packing.codec) + 2 * (packing.identity.features or 0)
         self._group_rows = max(1, ROW_GROUP_BYTES // (ROW_OVERHEAD + self._row_bytes))
-        self._pending: list[LabelBlock] = []
-        self._pending_rows = 0
+        self._pending = GatheredRows(self._group_rows)
         self._pending_bytes = 0
         self.rows = 0
 
@@ -65,7 +65,7 @@ class ParquetWriter:
         """The rows of `block` before which a row group ends."""
         if block.lengths is None:
             yield from range(
-                self._group_rows - self._pending_rows, len(block) + 1, self._group_rows
+                self._group_rows - self._pending.rows, len(block) + 1, self._group_rows
             )
             return
         # Sequences differ in size: a group ends before the row that would overfill it.
@@ -78,12 +78,12 @@ class ParquetWriter:
 
     def _hold(self, block: LabelBlock, first: int, end: int) -> None:
         if end > first:
-            self._pending.append(block.slice(first, end - first))
-            self._pending_rows += end - first
+            whole = end - first == len(block)
+            self._pending.add(block if whole else block.slice(first, end - first))
 
     def finish(self) -> tuple[int, str]:
         """Write what is left and the footer; return the shard's size in bytes and its SHA-256."""
-        if self._pending_rows or not self.rows:
+        if self._pending.rows or not self.rows:
             self._write_group()
         self._writer.close()
         return self._file.size, self._file.digest.hexdigest()
@@ -96,12 +96,11 @@ class ParquetWriter:
     def _write_group(self) -> None:
         """Write the rows held as one group: in one piece, or batches would show in the bytes."""
         table = self._schema.empty_table()
-        if self._pending:
-            batch = to_batch(concat_blocks(self._pending), self._packing, self._schema)
+        if self._pending.rows:
+            batch = to_batch(self._pending.block(), self._packing, self._schema)
             table = pa.Table.from_batches([batch])
         self._writer.write_table(table, row_group_size=len(table) or None)
-        self._pending = []
-        self._pending_rows = 0
+        self._pending.clear()
 
 
 class ParquetReader:
