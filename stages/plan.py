@@ -165,8 +165,6 @@ def _linear_end(teachers: Teachers) -> LinearEnd:
     if teachers.mean is not None:
         raise DataError("an ensemble has no one last layer; take one teacher")
     spec = teachers.first.spec
-    if spec.positions:
-        raise DataError("it is of teachers that say one thing a sample; take topk")
     return find_head(teachers.first.path, spec.output, len(spec.classes))
 
 

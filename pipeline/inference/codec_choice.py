@@ -24,7 +24,7 @@ def choose_codec(
     'auto' is `dense-f16` up to 4,096 classes; beyond them `factored` where the graph allows it
     and a row's features take at most 2,048 bytes, else `topk`; it says so. Raises DataError where
     `factored` was asked for and the graph does not allow it, ParameterError where it was for an
-    ensemble or for sequences.
+    ensemble.
     """
     teacher = teachers.first
     classes = len(teacher.spec.classes)
@@ -33,24 +33,14 @@ def choose_codec(
             f"infer.codec: factored stores one teacher's last layer, and {len(teachers.members)} "
             "teachers are given; pass --codec dense-f16 or topk, or label with one teacher"
         )
-    if asked == "factored" and teacher.spec.positions:
-        raise ParameterError(
-            "infer.codec: factored is of teachers that say one thing a sample, and "
-            f"{teacher.path} speaks of each position; pass --codec topk or dense-f16"
-        )
     if asked == "factored":
         return "factored", find_head(teacher.path, teacher.spec.output, classes)
     if asked != "auto":
         return asked, None
     if classes <= MOST_DENSE_CLASSES:
         return "dense-f16", None
-    if teachers.mean is not None or teacher.spec.positions:
-        why = (
-            "samples are sequences"
-            if teacher.spec.positions
-            else "an ensemble has no one last layer"
-        )
-        progress.say(f"codec topk, not factored: {why}")
+    if teachers.mean is not None:
+        progress.say("codec topk, not factored: an ensemble has no one last layer")
         return "topk", None
     try:
         end = find_head(teacher.path, teacher.spec.output, classes)
@@ -61,7 +51,8 @@ def choose_codec(
     if width > WIDEST_FEATURES:
         progress.say(f"codec topk, not factored: the teacher's last layer has {width:,} inputs")
         return "topk", None
-    progress.say(f"codec factored: {width:,} features a row, and the teacher's last layer once")
+    unit = "position" if teacher.spec.positions else "row"
+    progress.say(f"codec factored: {width:,} features a {unit}, and the teacher's last layer once")
     return "factored", end
 
 

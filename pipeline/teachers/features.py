@@ -22,13 +22,23 @@ def find_features(teacher: Teacher, asked: str) -> InnerOutput:
     """
     model = onnx.load(teacher.path, load_external_data=False)
     if asked == AUTO:
-        asked = teacher.spec.features or last_layer_input(
-            teacher.path, model, teacher.spec.output, "name an inner output with --features"
-        )
+        asked = teacher.spec.features or _last_layer_input(teacher, model)
     known = {name: None for node in model.graph.node for name in node.output if name}
     if asked not in known:
         raise _unknown(teacher.path, asked, list(known))
-    return give_out(model, asked)
+    return give_out(model, asked, layered=_is_layered(teacher, model, asked))
+
+
+def _is_layered(teacher: Teacher, model: onnx.ModelProto, name: str) -> bool:
+    try:
+        return name == _last_layer_input(teacher, model)
+    except DataError:
+        return False
+
+
+def _last_layer_input(teacher: Teacher, model: onnx.ModelProto) -> str:
+    remedy = "name an inner output with --features"
+    return last_layer_input(teacher.path, model, teacher.spec.output, remedy)
 
 
 def _unknown(path: Path, asked: str, known: list[str]) -> DataError:

@@ -1,6 +1,7 @@
 """The linear layer that makes a teacher's logits: finding it in the ONNX graph.
 
-Shapes: N rows, C classes, d inputs of the layer.
+Shapes: N rows, C classes, d inputs of the layer. Of sequences logits are `[batch, length, C]`, and
+rows are their positions: those of a sample side by side, as in memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SHAPING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 
 @dataclass(frozen=True, slots=True)
 class LinearEnd:
-    """The layer at the end of a teacher, and its inputs as an output of that, `[N, d]`."""
+    """The layer at the end of a teacher, and its inputs as an output of that."""
 
     head: Head
     inner: InnerOutput
@@ -44,9 +45,10 @@ class LinearEnd:
 def find_head(path: Path, output: str, classes: int) -> LinearEnd:
     """The Gemm, or MatMul with or without Add, whose result is `output`.
 
-    Identity, Dropout and casts between floating types may stand around it. Raises DataError,
-    naming what was found instead, where there is no such layer, its weights are not in the file,
-    float32 cannot hold them, or it has no fewer inputs than classes.
+    Identity, Dropout and casts between floating types may stand around it, and a Reshape behind it:
+    as long as the last axis is of the classes, rows stay what they are. Raises DataError, naming
+    what was found instead, where there is no such layer, its weights are not in the file, float32
+    cannot hold them, or it has no fewer inputs than classes.
     """
     model = onnx.load(path, load_external_data=False)
     graph = _Graph(path, model, FACTORED, DENSE)
@@ -58,11 +60,12 @@ def find_head(path: Path, output: str, classes: int) -> LinearEnd:
             f"its last layer has {weight.shape[1]} inputs for {classes} classes, so storing them "
             "would save nothing"
         )
-    return LinearEnd(Head(weight, bias), give_out(model, features, transposed))
+    inner = give_out(model, features, layered=True, transposed=transposed)
+    return LinearEnd(Head(weight, bias), inner)
 
 
 def last_layer_input(path: Path, model: onnx.ModelProto, output: str, remedy: str) -> str:
-    """The tensor that the last linear layer before `output` takes, `[N, d]`.
+    """The tensor that the last linear layer before `output` takes, `[..., d]`.
 
     A softmax or its logarithm may stand behind the layer, and all that `find_head` allows. Raises
     DataError, naming what was found instead and `remedy`, where there is no such layer.
@@ -90,7 +93,8 @@ def checking_head(run: RunTeacher, head: Head, path: Path) -> RunTeacher:
         output = run(pixels)
         if not checked:
             _check_head(head, output, path)
-            checked = True
+            # Sequences may all be empty.
+            checked = len(output.logits) > 0
         return output
 
     return checking
@@ -101,7 +105,7 @@ def _check_head(head: Head, output: TeacherOutput, path: Path) -> None:
     width = head.weight.shape[1]
     if output.features.shape[1] != width:
         raise DataError(
-            f"{path}: gave its last layer {output.features.shape[1]} inputs a sample, codec "
+            f"{path}: gave its last layer {output.features.shape[1]} inputs a row, codec "
             f"factored needs {width}; pass --codec dense-f16"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused by its key
@@ -194,7 +198,7 @@ def _last_layer(graph: _Graph, name: str) -> tuple[onnx.NodeProto, list[Floats]]
     added = []
     while True:
         node = graph.maker(name)
-        if _passes(node):
+        if _passes(node) or (node.op_type == "Reshape" and node.domain == ""):
             name = node.input[0]
         elif node.op_type == "Add" and node.domain == "":
             constants = [graph.constant(operand) for operand in node.input]
@@ -262,7 +266,7 @@ def _float32(graph: _Graph, value: Array, what: str) -> Floats:
 
 def _row(graph: _Graph, value: Floats, classes: int) -> Floats:
     """A bias that broadcasts over rows, `[C]`."""
-    if value.size != 1 and value.shape not in ((classes,), (1, classes)):
+    if value.size != 1 and (value.size != classes or value.shape[-1] != classes):
         raise graph.refusal(f"the bias of its last layer has shape {[*value.shape]}")
     return np.broadcast_to(value.reshape(-1), classes)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from softlabel.schemas.errors import DataError
-from softlabel.schemas.sample import POSITIONS, Array
+from softlabel.schemas.sample import POSITIONS, Array, RunTeacher, TeacherOutput
 
 DECODER = "decoder_"
-# Of the largest logit: arithmetic in another shape moves float16 by less, padding by far more.
+# Of the largest number: arithmetic in another shape moves float16 by less, padding by far more.
 TOLERANCE = 1e-2
 
 
-def check_padding(samples: Array, said: Array, run: Callable[[Array], Array], path: Path) -> bool:
+def check_padding(samples: Array, said: TeacherOutput, run: RunTeacher, path: Path) -> bool:
     """Ask again about the sample with the most padding behind it, without that padding.
 
-    samples: inputs `[N]` with `POSITIONS`; said: `[P, C]` of their positions; run: says so of a
-    sample by itself. Returns False where nothing was to be asked. Raises DataError where the
-    answers differ: then a label would depend on the samples that were in its batch.
+    samples: inputs `[N]` with `POSITIONS`; said: of their positions; run: says so of a sample by
+    itself. Returns False where nothing was to be asked. Raises DataError where the answers differ:
+    then a label would depend on the samples that were in its batch.
     """
     there = samples[POSITIONS]
     lengths = there.sum(axis=1)
@@ -31,17 +30,23 @@ def check_padding(samples: Array, said: Array, run: Callable[[Array], Array], pa
     row = int(np.where(behind, lengths, there.shape[1]).argmin())
     alone = run(_cut(samples[row : row + 1], int(lengths[row])))
     first = int(lengths[:row].sum())
-    padded = said[first : first + len(alone)]
+    padded = said.take(np.arange(first, first + len(alone.logits)))
+    _refuse_other("logits", alone.logits, padded.logits, path)
+    if alone.features is not None and padded.features is not None:
+        _refuse_other("features", alone.features, padded.features, path)
+    return True
+
+
+def _refuse_other(what: str, alone: Array, padded: Array, path: Path) -> None:
     with np.errstate(invalid="ignore"):
         difference = np.nanmax(np.abs(np.where(alone == padded, 0, alone - padded)), initial=0)
     largest = np.abs(alone[np.isfinite(alone)]).max(initial=1)
     if difference > TOLERANCE * largest:
         raise DataError(
-            f"{path}: says something else of a sequence when padding stands behind it (logits "
+            f"{path}: says something else of a sequence when padding stands behind it ({what} "
             f"differ by {difference:.2g}); export it with an input 'attention_mask' that it heeds, "
             "or write sequences of one length"
         )
-    return True
 
 
 def _cut(sample: Array, length: int) -> Array:

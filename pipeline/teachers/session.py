@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
@@ -101,21 +101,19 @@ class TeacherSession:
         teacher's named inputs. Of sequences what it says of all positions that are no padding, one
         sample's after the other. Raises DataError where padding changes what it says.
         """
-        logits, features = self._outputs(samples)
-        said = logits.astype(np.float32, copy=False)
+        outputs = self._outputs(samples)
+        said = outputs.logits
         kind = self._teacher.spec.output_kind
         if not self._checked:
             check_kind(said, kind, self._teacher.path)
             self._checked = True
         if not self._indifferent:
-            self._indifferent = check_padding(
-                samples, said, lambda row: self._outputs(row)[0], self._teacher.path
-            )
-        return TeacherOutput(as_logits(said, kind), features)
+            self._indifferent = check_padding(samples, outputs, self._outputs, self._teacher.path)
+        return replace(outputs, logits=as_logits(said, kind))
 
     def features_width(self, samples: Array) -> int:
-        """How many features a sample has, by asking about these, which are for their shape only."""
-        _, features = self._outputs(samples)
+        """How many features a row has, by asking about these, which are for their shape only."""
+        features = self._outputs(samples).features
         assert features is not None
         return int(features.shape[1])
 
@@ -139,33 +137,36 @@ class TeacherSession:
                     outputs = run_bound(self._session, device, self._runnable.outputs, inputs)
                 self._check_shape(outputs[0].shape, samples)
                 inner = self._inner
-                features = None if inner is None else self._flat(inner, outputs[1])[: len(samples)]
+                features = None if inner is None else self._flat(inner, outputs[1], samples)
                 return pack(codec, self._said(outputs[0], samples), features, kind, order)
 
             return packed
 
         return packer
 
-    def _outputs(self, samples: Array) -> tuple[Array, npt.NDArray[np.float32] | None]:
-        """Logits as the graph gives them, `[N, classes]`, and features `[N, width]`."""
+    def _outputs(self, samples: Array) -> TeacherOutput:
+        """What the graph gives, of whatever kind; features where they are asked for."""
         logits, *others = run_model(self._session, self._runnable.outputs, self._inputs(samples))
         self._check_shape(logits.shape, samples)
-        said = np.asarray(self._said(logits, samples))
+        said = np.asarray(self._said(logits, samples)).astype(np.float32, copy=False)
         if self._inner is None:
-            return said, None
-        features = self._flat(self._inner, *others)[: len(samples)]
-        return said, features.astype(np.float32, copy=False)
+            return TeacherOutput(said)
+        features = self._flat(self._inner, others[0], samples)
+        return TeacherOutput(said, features.astype(np.float32, copy=False))
 
-    def _said(self, logits: AnyArray, samples: Array) -> AnyArray:
-        """Logits `[N, classes]` of NumPy or torch without what fills up batch and sequences."""
-        own = logits[: len(samples)]
+    def _said(self, values: AnyArray, samples: Array) -> AnyArray:
+        """Values `[N, width]` of NumPy or torch without what fills up batch and sequences."""
+        own = values[: len(samples)]
         return own[samples[POSITIONS]] if self._teacher.spec.positions else own
 
+    def _axes(self, samples: Array) -> list[int]:
+        """How many samples the session takes at once, and of sequences how many positions."""
+        if not self._teacher.spec.positions:
+            return [self._batch_size]
+        return [self._batch_size, samples[POSITIONS].shape[1]]
+
     def _check_shape(self, shape: tuple[int, ...], samples: Array) -> None:
-        classes = len(self._teacher.spec.classes)
-        expected = [self._batch_size, classes]
-        if self._teacher.spec.positions:
-            expected.insert(1, samples[POSITIONS].shape[1])
+        expected = [*self._axes(samples), len(self._teacher.spec.classes)]
         if list(shape) != expected:
             raise DataError(
                 f"{self._teacher.path}: gave logits of shape {list(shape)}, expected "
@@ -190,16 +191,22 @@ class TeacherSession:
             for name, values in inputs.items()
         }
 
-    def _flat(self, inner: InnerOutput, values: AnyArray) -> AnyArray:
-        """Features of NumPy or torch as `[batch, width]`."""
+    def _flat(self, inner: InnerOutput, values: AnyArray, samples: Array) -> AnyArray:
+        """Features of NumPy or torch as `[N, width]`, as `_said` has logits."""
         values = values.T if inner.transposed else values
-        if tuple(values.shape[:1]) != (self._batch_size,) or "float" not in str(values.dtype):
+        axes = self._axes(samples)
+        if inner.layered and math.prod(values.shape[:-1]) == math.prod(axes):
+            values = values.reshape(*axes, values.shape[-1])
+        if list(values.shape[: len(axes)]) != axes or "float" not in str(values.dtype):
+            first = f"an axis of {axes[0]} samples"
+            if len(axes) > 1:
+                first = f"axes of {axes[0]} samples and {axes[1]} positions"
             raise DataError(
                 f"{self._teacher.path}: its inner output {inner.name!r} is {values.dtype} of shape "
-                f"{list(values.shape)}; features are floating-point numbers with an axis of "
-                f"{self._batch_size} samples first; name another output"
+                f"{list(values.shape)}; features are floating-point numbers with {first} first; "
+                "name another output"
             )
-        return values.reshape(self._batch_size, -1)
+        return self._said(values.reshape(*axes, -1), samples)
 
 
 def in_class_order(run: RunTeacher, order: tuple[int, ...] | None) -> RunTeacher:

@@ -334,6 +334,15 @@ def test_only_the_first_batch_is_checked() -> None:
     assert checked(np.zeros(0, np.uint8)).logits[2, 3] > 50
 
 
+def test_a_batch_of_empty_sequences_proves_nothing() -> None:
+    wrong = outputs(100)
+    batches = iter([wrong.take(np.arange(0)), wrong])
+    checked = checking_head(lambda pixels: next(batches), Head(WEIGHT, BIAS), Path("m.onnx"))
+    checked(np.zeros(0, np.uint8))
+    with pytest.raises(DataError, match="differs from its logits by 100"):
+        checked(np.zeros(0, np.uint8))
+
+
 def test_a_masked_class_must_be_masked_by_the_head() -> None:
     masked = BIAS.copy()
     masked[1] = -np.inf
