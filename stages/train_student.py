@@ -23,7 +23,7 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     weights_bytes,
 )
-from softlabel.pipeline.teachers.sequence_model import SequenceModel, check_said
+from softlabel.pipeline.teachers.sequence_model import SequenceModel, check_said, tensors
 from softlabel.pipeline.training.cards import CARD_FILE, ONNX_FILE, TRAIN_FILE, WEIGHTS_FILE
 from softlabel.pipeline.training.checkpoints import open_checkpoints
 from softlabel.pipeline.training.crew import Crew
@@ -151,8 +151,7 @@ def _student(params: TrainParams, inputs: TrainingInputs) -> _Student:
     model = _model(params, inputs)
     trained: nn.Module = model
     if params.hint_layer is not None and inputs.features is not None:
-        assert isinstance(model, PictureModel)
-        trained = HintedModel(model, params.hint_layer, inputs.features, inputs.source.shape)
+        trained = HintedModel(model, params.hint_layer, inputs.features, _example(inputs))
     random = Generators().state_dict()
     # Refuses what it does not take before anything is written or removed.
     make_optimizer(params, trained)
@@ -246,6 +245,13 @@ def _model(params: TrainParams, inputs: TrainingInputs) -> PictureModel | Sequen
     model = SequenceModel(inner, [one.name for one in inputs.inputs])
     check_said(model, params.model, inputs.source.reopen().first(PARITY_ROWS).inputs, classes)
     return model
+
+
+def _example(inputs: TrainingInputs) -> torch.Tensor | Mapping[str, torch.Tensor]:
+    """Samples to try a student on."""
+    if inputs.inputs is None:
+        return torch.zeros((1, *inputs.source.shape), dtype=torch.uint8)
+    return tensors(inputs.source.reopen().first(PARITY_ROWS).inputs)
 
 
 def _picture_model(params: TrainParams, source: Source) -> PictureModel:

@@ -61,8 +61,8 @@ def choose_inner(
 ) -> InnerOutput | None:
     """What is taken out of the teacher beside its logits: `end` for `factored`, or what was asked.
 
-    Raises ParameterError where features do not go with the codec, the ensemble or sequences,
-    DataError where the teacher has no such output.
+    Raises ParameterError where features do not go with the codec or the ensemble, DataError where
+    the teacher has no such output.
     """
     if asked is None:
         return None if end is None else end.inner
@@ -75,10 +75,5 @@ def choose_inner(
         raise ParameterError(
             f"features: {len(teachers.members)} teachers have no one inner output; leave "
             "--features out, or label with one teacher"
-        )
-    if teachers.first.spec.positions:
-        raise ParameterError(
-            "features: are stored of samples, and these are sequences of positions; leave "
-            "--features out"
         )
     return find_features(teachers.first, asked)

@@ -40,8 +40,13 @@ class Task:
         return end.head if self.order is None else end.head.take(self.order)
 
     def blank(self, rows: int) -> Array:
-        """So many samples that say nothing, of the kind and shape that the teachers take."""
+        """So many samples that say nothing, of the kind and shape that the teachers take.
+
+        Sequences have no one shape: so many of the first one.
+        """
         spec, numbers = self.teachers.first.spec, self.source.numbers
+        if spec.positions:
+            return np.repeat(self.source.first(1).inputs, rows)
         if spec.inputs is None or numbers is None:
             return np.zeros((rows, *self.source.shape), np.uint8)
         path, taker = self.source.path, f"teacher {self.teachers.first.path}"

@@ -15,13 +15,18 @@ from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.shards.packing import folder_packing
 from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.teachers.sequence_model import Inputs, SequenceModel
 from softlabel.pipeline.training.losses import LossTerms
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import TrainParams
+from softlabel.schemas.sample import POSITIONS
 
 
 class Hinted(NamedTuple):
-    """Student logits `[N, C]`, and its features `[N, d]` as wide as the teacher's."""
+    """Student logits `[N, C]`, and its features `[N, d]` as wide as the teacher's.
+
+    Of sequences N are the positions that are no padding, one sample's after the other.
+    """
 
     logits: Tensor
     features: Tensor
@@ -30,49 +35,63 @@ class Hinted(NamedTuple):
 class HintedModel(nn.Module):
     """A student that also tells what its layer says, regressed to `width` features.
 
-    layer: path of the layer in `student.model`, as `named_modules` spells it. shape: height, width
-    and channels of a picture. While it trains, `forward` gives `Hinted`, else logits alone. Raises
+    layer: path of the layer in `student.model`, as `named_modules` spells it. example: samples as
+    the student takes them. While it trains, `forward` gives `Hinted`, else logits alone. Raises
     ParameterError where there is no such layer or it gives no features.
     """
 
     def __init__(
-        self, student: PictureModel, layer: str, width: int, shape: tuple[int, int, int]
+        self,
+        student: PictureModel | SequenceModel,
+        layer: str,
+        width: int,
+        example: Tensor | Inputs,
     ) -> None:
         super().__init__()
         self.student = student
-        self._heard: Tensor | None = None
+        self._name = layer
+        self._heard: object = None
         _layer(student.model, layer).register_forward_hook(self._hear)
-        self.regressor = nn.Linear(self._own_width(layer, shape), width)
+        self.regressor = nn.Linear(self._own_width(example), width)
 
-    def forward(self, pixels: Tensor) -> Hinted | Tensor:
-        """Logits of uint8 pictures `[N, H, W, C]`, with the regressed features while training."""
-        logits: Tensor = self.student(pixels)
+    def forward(self, inputs: Tensor | Inputs) -> Hinted | Tensor:
+        """Logits of pictures or sequences, with the regressed features while training."""
+        logits: Tensor = self.student(inputs)
         heard, self._heard = self._heard, None
         if not self.training:
             return logits
-        assert heard is not None
-        return Hinted(logits, self.regressor(pooled(heard)))
+        return Hinted(logits, self.regressor(self._features(heard, inputs)))
 
-    def _hear(self, layer: nn.Module, inputs: object, output: Tensor) -> None:
+    def _hear(self, layer: nn.Module, inputs: object, output: object) -> None:
         self._heard = output
 
-    def _own_width(self, layer: str, shape: tuple[int, int, int]) -> int:
+    def _own_width(self, example: Tensor | Inputs) -> int:
         training = self.student.training
         self.student.eval()
         with torch.no_grad():
-            self.student(torch.zeros((1, *shape), dtype=torch.uint8))
+            self.student(example)
         self.student.train(training)
         heard, self._heard = self._heard, None
-        if not isinstance(heard, Tensor) or heard.dim() not in (2, 3, 4):
-            raise ParameterError(
-                f"train.hint_layer: {layer!r} gives no features [N, D], [N, L, D] or "
-                "[N, D, H, W]; choose another layer"
-            )
-        return pooled(heard).shape[1]
+        return self._features(heard, example).shape[1]
+
+    def _features(self, heard: object, inputs: Tensor | Inputs) -> Tensor:
+        """What the layer said, a row a picture or a position."""
+        if isinstance(inputs, Tensor):
+            if isinstance(heard, Tensor) and heard.dim() in (2, 3, 4):
+                return pooled(heard)
+            wanted = "[N, D], [N, L, D] or [N, D, H, W]"
+        else:
+            there = inputs[POSITIONS]
+            if isinstance(heard, Tensor) and heard.dim() == 3 and heard.shape[:2] == there.shape:
+                return heard[there]
+            wanted = "[N, L, D] of sequences [N, L]"
+        raise ParameterError(
+            f"train.hint_layer: {self._name!r} gives no features {wanted}; choose another layer"
+        )
 
 
 def feature_width(labels: LabelSet) -> int:
-    """Features that a set stores of each sample. Raises DataError where it stores none."""
+    """Features that a set stores of each row. Raises DataError where it stores none."""
     codec = folder_packing(labels.folder, labels.manifest).codec
     if isinstance(codec, Factored):
         return int(codec.head.weight.shape[1])

@@ -12,7 +12,7 @@ from softlabel.schemas.params import TrainParams
 from softlabel.schemas.teacher import NumberInput
 
 _OF_PICTURES = ("height", "width", "channels", "resize", "interpolation", "mean", "std")
-_TRICKS = ("mixup", "cutmix", "hint_layer", "information_samples")
+_TRICKS = ("mixup", "cutmix", "information_samples")
 
 
 def of_sequences(source: Source, labels: Labels | None) -> bool:

@@ -316,7 +316,6 @@ def test_a_list_that_is_too_long(empty_project: Project, command: Command) -> No
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--features=auto",), ("features:", "positions")),
         (("--batch-size=auto",), ("batch_size:", "any length")),
     ],
 )

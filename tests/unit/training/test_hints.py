@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from softlabel.pipeline.codecs.codec import encode_rows
 from softlabel.pipeline.codecs.factored import Head
@@ -18,6 +18,7 @@ from softlabel.pipeline.shards.packing import make_packing
 from softlabel.pipeline.small_models import conv_net, mlp
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.teachers.sequence_model import SequenceModel
 from softlabel.pipeline.training.hints import (
     Hinted,
     HintedModel,
@@ -30,6 +31,7 @@ from softlabel.pipeline.training.student import load_student
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.params import TrainParams
 from softlabel.schemas.reports import TrainReport
+from softlabel.schemas.sample import POSITIONS
 from softlabel.stages import train_student
 from tests.unit.blocks import write_set
 from tests.unit.builders import make_identity, samples, write_labels, write_source
@@ -62,7 +64,7 @@ def test_tokens_and_maps_become_their_means() -> None:
 )
 def test_the_layer_is_heard_and_regressed(inner: nn.Module, layer: str, own: int) -> None:
     student = seeing(inner)
-    model = HintedModel(student, layer, 7, SHAPE)
+    model = HintedModel(student, layer, 7, PICTURES[:1])
     assert model.regressor.in_features == own
     said = model(PICTURES)
     assert isinstance(said, Hinted)
@@ -79,13 +81,45 @@ def test_the_layer_is_heard_and_regressed(inner: nn.Module, layer: str, own: int
 def test_a_layer_that_is_not_there_is_named_with_those_that_are() -> None:
     wanted = "hint_layer: the student has no layer 'body'; it has hidden, head"
     with pytest.raises(ParameterError, match=wanted):
-        HintedModel(seeing(mlp(4, inputs=64)), "body", 7, SHAPE)
+        HintedModel(seeing(mlp(4, inputs=64)), "body", 7, PICTURES[:1])
 
 
 def test_a_layer_without_features_is_refused() -> None:
     inner = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 64)), nn.Linear(64, 4))
     with pytest.raises(ParameterError, match=r"hint_layer: '0' gives no features \[N, D\]"):
-        HintedModel(seeing(inner), "0", 7, SHAPE)
+        HintedModel(seeing(inner), "0", 7, PICTURES[:1])
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.turned = nn.Identity()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.turned(self.embed(input_ids).mT).mT)  # type: ignore[no-any-return]
+
+
+SEQUENCES = {
+    "input_ids": torch.tensor([[1, 2, 3], [4, 5, 0]]),
+    POSITIONS: torch.tensor([[True, True, True], [True, True, False]]),
+}
+
+
+def test_a_layer_of_sequences_is_regressed_position_by_position() -> None:
+    inner = Tagger()
+    model = HintedModel(SequenceModel(inner, ["input_ids"]), "embed", 7, SEQUENCES)
+    said = model(SEQUENCES)
+    assert isinstance(said, Hinted)
+    assert said.logits.shape == (5, 4)
+    told = model.regressor(inner.embed(torch.tensor([1, 2, 3, 4, 5])))
+    assert torch.equal(said.features, told)
+
+
+def test_a_layer_that_does_not_speak_of_positions_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"'turned' gives no features \[N, L, D\] of seq"):
+        HintedModel(SequenceModel(Tagger(), ["input_ids"]), "turned", 7, SEQUENCES)
 
 
 @pytest.fixture
@@ -172,7 +206,7 @@ def test_in_two_stages_the_hint_comes_first_and_alone(tmp_path: Path, source: So
 
 def test_the_hint_moves_nothing_after_its_layer() -> None:
     inner = mlp(4, inputs=64, hidden=6)
-    model = HintedModel(seeing(inner), "hidden", 7, SHAPE)
+    model = HintedModel(seeing(inner), "hidden", 7, PICTURES[:1])
     before = {name: values.clone() for name, values in inner.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     said = model(PICTURES)

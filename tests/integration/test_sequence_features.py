@@ -1,8 +1,9 @@
-"""Factored label sets of sequences: the features of every position, and the head once."""
+"""Features of every position of sequences: with the head once as `factored`, or beside labels."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ NAMES = tuple(f"c{number}" for number in range(CLASSES))
 TOLD = (*(f"--classes={name}" for name in NAMES), "--output-kind=logits")
 INFER = ("infer", "--teacher=teacher.onnx", "--source=rows", "--batch-size=8", *TOLD)
 FACTORED = (*INFER, "--codec=factored")
+KEPT = (*INFER, "--codec=topk", "--k=4")
 VERIFY = ("verify", "--source=rows", "--teacher=teacher.onnx", "--labels=labels")
 MODELS = """
 from torch import nn
@@ -79,10 +81,6 @@ FORMS: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         },
     ),
 }
-BENT = (
-    [*FORMS["MatMul"][0][:1], node("Tanh", ["m"], ["logits"])],
-    FORMS["MatMul"][1],
-)
 
 
 def teacher(
@@ -215,14 +213,6 @@ def test_features_shifted_by_one_position_do_not_pass(
     assert "the teacher says otherwise" in checked.stdout
 
 
-def test_what_is_not_linear_is_refused(world: Project, command: Command) -> None:
-    teacher(world, *BENT)
-    refused = command(*FACTORED)
-    assert refused.code == 3
-    assert "its logits are made by Tanh; pass --codec dense-f16" in refused.stderr
-    assert not Path("labels").exists()
-
-
 def test_plan_tries_it_and_says_how_to_get_it(world: Project, command: Command) -> None:
     teacher(world, *FORMS["MatMul"])
     given = ("--teacher=teacher.onnx", "--source=rows", "--max-kl=1e-4", "--batch-size=8")
@@ -258,6 +248,89 @@ def test_a_student_learns_from_it_as_from_full_logits(world: Project, command: C
         losses.append([epoch["loss"] for epoch in done["history"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "layout"),
+    [
+        ("MatMul", "auto", "packed"),
+        ("MatMul", "h", "sidecar"),
+        ("Gemm", "auto", "lists"),
+        ("Gemm", "flat", "packed"),
+    ],
+)
+def test_features_beside_other_codecs(
+    world: Project, command: Command, form: str, asked: str, layout: str
+) -> None:
+    teacher(world, *FORMS[form])
+    ran(command, *KEPT, f"--features={asked}", f"--layout={layout}")
+    assert manifest().identity.features == WIDTH
+    block = softlabel.open("labels").lookup(["row-9", "row-4", "row-60"])
+    every = np.array([token for row in (9, 4, 60) for token in tokens()[row]])
+    np.testing.assert_array_equal(block.features, EMBEDDED[every].astype(np.float16))
+    ran(command, *VERIFY)
+
+
+def test_other_positions_features_do_not_pass(
+    world: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher(world, *FORMS["MatMul"])
+    run = TeacherSession.run
+
+    def shifted(self: TeacherSession, rows: Array) -> TeacherOutput:
+        said = run(self, rows)
+        assert said.features is not None
+        return replace(said, features=np.roll(said.features, 1, axis=0))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TeacherSession, "run", shifted)
+        ran(command, *KEPT, "--features=h")
+    checked = command(*VERIFY)
+    assert checked.code == 1
+    assert "the teacher's features are others" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--codec=factored",), "its logits are made by Tanh; pass --codec dense-f16"),
+        (
+            ("--codec=dense-f16", "--features=auto"),
+            "its logits are made by Tanh; name an inner output",
+        ),
+        (
+            ("--codec=dense-f16", "--features=whole"),
+            "of shape [8, 6]; features are floating-point numbers with axes of 8 samples and",
+        ),
+    ],
+)
+def test_what_is_of_no_position_is_refused(
+    world: Project, command: Command, flags: tuple[str, ...], said: str
+) -> None:
+    whole = node("ReduceMax", ["h", "axis"], ["whole"], keepdims=0)
+    bent = [*FORMS["MatMul"][0][:1], whole, node("Tanh", ["m"], ["logits"])]
+    teacher(world, bent, {**FORMS["MatMul"][1], "axis": np.array([1], np.int64)})
+    refused = command(*INFER, *flags)
+    assert refused.code == 3
+    assert said in refused.stderr
+    assert not Path("labels").exists()
+
+
+def test_a_student_s_layer_learns_them(world: Project, command: Command) -> None:
+    (world.root / "models.py").write_text(MODELS)
+    teacher(world, *FORMS["MatMul"])
+    ran(command, *KEPT, "--features=h")
+    taught = ("--model=models:Student", '--model-args={"width": 8}', "--loss=kd", "--source=rows")
+    hints = ("--labels=labels", "--hint-layer=embed", "--hint-weight=50", "--temperature=1")
+    steps = ("--batch-size=16", "--epochs=25", "--learning-rate=0.05", "--logger=none")
+    curves = []
+    for parts in ("1", "3"):
+        flags = (*taught, *hints, *steps, f"--accumulate={parts}", f"--output=in-{parts}")
+        done = json.loads(ran(command, "train-student", *flags, "--json"))
+        curves.append([epoch["hint"] for epoch in done["history"]])
+    # A token's own features: who met another position's would not come near.
+    assert curves[0][-1] < 0.02 * curves[0][0]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-2)
 
 
 @pytest.mark.slow
