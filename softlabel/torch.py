@@ -4,6 +4,7 @@ from softlabel.pipeline.training.criterion import DistillationLoss
 from softlabel.pipeline.training.dataset import DistillationBatch, DistillationDataset
 from softlabel.pipeline.training.ensemble import LabelEnsemble
 from softlabel.pipeline.training.losses import LossTerms
+from softlabel.pipeline.training.padded import SequenceBatch
 from softlabel.pipeline.training.targets import PackedTargets
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "LabelEnsemble",
     "LossTerms",
     "PackedTargets",
+    "SequenceBatch",
 ]

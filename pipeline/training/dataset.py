@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,20 +18,22 @@ from torch.utils.data import IterableDataset, get_worker_info
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.prefetch import prefetch
 from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.training.batch import JoinedBatch
 from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.padded import SequenceBatch, padded_batch
 from softlabel.pipeline.training.randomness import own_randomness, seed_for
-from softlabel.pipeline.training.sequences import of_sequences
+from softlabel.pipeline.training.sequences import named_inputs, of_sequences
 from softlabel.pipeline.training.spans import Steps
 from softlabel.pipeline.training.targets import Targets, stored_targets
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.location import located
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import Interpolation
+from softlabel.schemas.teacher import Interpolation, SequenceInputs
 
 BATCHES_AHEAD = 4
 
@@ -65,8 +67,10 @@ class DatasetState(Record):
     source: str
 
 
-class DistillationDataset(IterableDataset[DistillationBatch]):
+class DistillationDataset(IterableDataset[Any]):
     """Every sample of a source once an epoch, joined by key with its label, in batches.
+
+    These are `DistillationBatch`es of pictures, and `SequenceBatch`es of sequences.
 
     Give it to a `DataLoader` with `batch_size=None`: batches are made here, so that their order is
     a function of seed and epoch alone, whatever the number of workers. With 0 workers pictures are
@@ -79,12 +83,13 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
     sample's place in the order. batch_size: samples a rank and step. shuffle_rows: samples held and
     shuffled together. temperature: of a `topk` set, where its labels will be used; tail: there,
     `bucket` for the classes left out as one, `spread` for logits of all. height, width, channels,
-    resize, interpolation: how the student sees encoded pictures, as train-student has them. part:
+    resize, interpolation: how the student sees encoded pictures, as train-student has them. inputs:
+    of sequences, the columns and masks that the student takes; default: all there are. part:
     `(rank, ranks)`; default: those of `torch.distributed`, or of torchrun's environment.
 
     Of Parquet labels each page is checked when it is read, tars are checked here, whole and once.
-    Raises ParameterError, and DataError where source and labels do not belong together or a tar is
-    damaged.
+    Raises ParameterError, also for what is of pictures where samples are sequences and the other
+    way round, and DataError where source and labels do not belong together or a tar is damaged.
     """
 
     def __init__(
@@ -103,22 +108,22 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         channels: int | None = None,
         resize: int | None = None,
         interpolation: Interpolation | None = None,
+        inputs: Sequence[str] | None = None,
         part: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(labels, str | Path):
             labels = open_labelset(labels)
         opened = open_source(located(source)).naming(() if labels is None else labels.classes)
-        name = type(self).__name__
+        frame = (height, width, channels, resize, interpolation)
         if of_sequences(opened, labels):
-            raise ParameterError(
-                f"{name}: {source} has sequences, and batches here are of pictures; train with "
-                "'softlabel train-student', or read its labels by softlabel.open"
-            )
-        framing = student_framing(
-            opened, labels, name, height, width, channels, resize, interpolation
-        )
-        self._source = opened.framed(framing, "the student")
+            _check_of_sequences(opened, transform, *frame)
+            wanted = SequenceInputs(inputs=named_inputs(opened, inputs))
+            self._source = opened.fed(wanted, "the student")
+        else:
+            _check_of_pictures(opened, inputs)
+            framing = student_framing(opened, labels, type(self).__name__, *frame)
+            self._source = opened.framed(framing, "the student")
         self._labels = labels
         self._transform = transform
         self._batch_size = _at_least(1, "batch_size", batch_size)
@@ -190,7 +195,7 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
         """Batches of this rank in a whole epoch."""
         return len(Steps(self._rows, 0, self._batch_size, self._found_part()[1]))
 
-    def __iter__(self) -> Iterator[DistillationBatch]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         steps = self._steps()
@@ -225,13 +230,15 @@ class DistillationDataset(IterableDataset[DistillationBatch]):
 
     def _tensors(
         self, batch: JoinedBatch, epoch: int, position: int, seen: int
-    ) -> DistillationBatch:
-        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
-        if self._transform is not None:
-            pixels = self._transformed(pixels, self._transform, epoch, position)
+    ) -> DistillationBatch | SequenceBatch:
         targets = None
         if batch.block is not None:
             targets = stored_targets(batch.block, self._temperature, spread=self._spread)
+        if batch.lengths is not None:
+            return padded_batch(batch, targets, seen)
+        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
+        if self._transform is not None:
+            pixels = self._transformed(pixels, self._transform, epoch, position)
         labels = torch.from_numpy(batch.labels)
         return DistillationBatch(pixels, targets, labels, batch.keys.to_pylist(), seen)
 
@@ -273,6 +280,24 @@ def _ranks_of_torch() -> tuple[int, int] | None:
 
 def _ranks_of_torchrun() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _check_of_sequences(source: Source, *of_pictures: object) -> None:
+    names = ("transform", "height", "width", "channels", "resize", "interpolation")
+    given = [name for name, value in zip(names, of_pictures, strict=True) if value is not None]
+    if given:
+        raise ParameterError(
+            f"DistillationDataset: {', '.join(given)} are of pictures, and {source.path} has "
+            "sequences; leave them out"
+        )
+
+
+def _check_of_pictures(source: Source, inputs: Sequence[str] | None) -> None:
+    if inputs is not None:
+        raise ParameterError(
+            f"DistillationDataset: inputs are of sequences, and {source.path} has none; leave them "
+            "out"
+        )
 
 
 def _at_least(least: int, name: str, value: int) -> int:

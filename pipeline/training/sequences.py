@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from softlabel.pipeline.sources.sequences import offered_inputs
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import build_model
@@ -30,6 +32,22 @@ def sequence_inputs(params: TrainParams, source: Source) -> tuple[NumberInput, .
     _check_settings(params)
     model = build_model(params.model, params.model_args, len(source.classes), None)
     return taken_inputs(model, params.model, offered_inputs(source.numbers or {}))
+
+
+def named_inputs(source: Source, names: Sequence[str] | None) -> tuple[NumberInput, ...]:
+    """The source's lists and masks of these names; all of them by default.
+
+    Raises ParameterError where there is none of a name.
+    """
+    offered = {one.name: one for one in offered_inputs(source.numbers or {})}
+    wanted = list(offered) if names is None else names
+    missing = [name for name in wanted if name not in offered]
+    if missing:
+        raise ParameterError(
+            f"{source.path}: has no lists of numbers {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, offered))}"
+        )
+    return tuple(offered[name] for name in wanted)
 
 
 def _check_settings(params: TrainParams) -> None:

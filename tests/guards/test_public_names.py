@@ -20,6 +20,7 @@ def test_exported_names_for_training_loops() -> None:
         "LabelEnsemble",
         "LossTerms",
         "PackedTargets",
+        "SequenceBatch",
     ]
     assert all(hasattr(softlabel.torch, name) for name in softlabel.torch.__all__)
     assert "torch" in dir(softlabel)

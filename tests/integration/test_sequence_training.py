@@ -21,7 +21,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers.sequence_model import SequenceModel
@@ -32,7 +31,7 @@ from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.loop import train
-from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.errors import DataError
 from softlabel.schemas.params import InferParams, TrainParams
 from softlabel.schemas.sample import POSITIONS, Array
 from softlabel.stages import infer
@@ -351,8 +350,6 @@ def test_what_takes_pictures_alone_says_so(
 ) -> None:
     monkeypatch.chdir(world)
     label(world)
-    with pytest.raises(ParameterError, match="DistillationDataset: rows has sequences"):
-        softlabel.torch.DistillationDataset("rows", "labels")
     refused(command("calibrate"), 3, "labels: holds sequences")
     export = ("export", "--model=taggers:Tagger", "--samples=rows")
     refused(command(*export), 2, "--weights, --classes")
