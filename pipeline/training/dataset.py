@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.training.batch import JoinedBatch
 from softlabel.pipeline.training.ensemble import Labels
 from softlabel.pipeline.training.framing import student_framing
+from softlabel.pipeline.training.handing import DistillationBatch, in_one_piece
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.padded import SequenceBatch, padded_batch
 from softlabel.pipeline.training.randomness import own_randomness, seed_for
 from softlabel.pipeline.training.sequences import named_inputs, of_sequences
 from softlabel.pipeline.training.spans import Steps
-from softlabel.pipeline.training.targets import Targets, stored_targets
+from softlabel.pipeline.training.targets import stored_targets
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.location import located
@@ -39,21 +40,6 @@ BATCHES_AHEAD = 4
 
 # From a picture, uint8 [channels, height, width].
 Transform = Callable[[Tensor], Tensor]
-
-
-class DistillationBatch(NamedTuple):
-    """N samples with their soft labels.
-
-    pixels: uint8 `[N, channels, height, width]`, channels last in memory, or what the transform
-    made of each, stacked. targets: for `DistillationLoss`; None without a label set. hard_labels:
-    int64 `[N]`. seen: how many samples of the epoch all ranks together have had with this step.
-    """
-
-    pixels: Tensor
-    targets: Targets | None
-    hard_labels: Tensor
-    keys: list[str]
-    seen: int
 
 
 class DatasetState(Record):
@@ -213,7 +199,8 @@ class DistillationDataset(IterableDataset[Any]):
             batches = prefetch(batches, BATCHES_AHEAD, "batches")
         numbers = itertools.count(first, step)
         for number, span, batch in zip(numbers, spans, batches, strict=False):
-            yield self._tensors(batch, epoch, span.first, steps.position(number + 1))
+            tensors = self._tensors(batch, epoch, span.first, steps.position(number + 1))
+            yield tensors if worker is None else in_one_piece(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays here; a rank that is known here may not be known in a worker.
@@ -240,7 +227,8 @@ class DistillationDataset(IterableDataset[Any]):
         if self._transform is not None:
             pixels = self._transformed(pixels, self._transform, epoch, position)
         labels = torch.from_numpy(batch.labels)
-        return DistillationBatch(pixels, targets, labels, batch.keys.to_pylist(), seen)
+        keys = batch.keys.to_numpy(zero_copy_only=False)
+        return DistillationBatch(pixels, targets, labels, keys, seen)
 
     def _transformed(
         self, pixels: Tensor, transform: Transform, epoch: int, position: int

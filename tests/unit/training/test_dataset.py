@@ -207,7 +207,7 @@ def test_spawned_workers_give_the_same(root: Path) -> None:
     loader = DataLoader(own, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     for here, there in zip(own, loader, strict=True):
         assert torch.equal(here.pixels, there.pixels)
-        assert here.keys == there.keys
+        assert here.keys.tolist() == there.keys.tolist()
 
 
 def noisy(picture: Tensor) -> Tensor:
@@ -251,9 +251,39 @@ def test_topk_labels_come_as_kept_or_spread(root: Path, tmp_path: Path) -> None:
         DistillationDataset(root / "data", folder, temperature=0.5)
 
 
+def test_a_worker_hands_over_one_piece_of_memory(root: Path, tmp_path: Path) -> None:
+    source = dataset(root)._source
+    folder = write_labels(tmp_path / "topk", source, codec="topk", k=2)
+    kept = DistillationDataset(root / "data", folder, temperature=4.0)
+    for samples in (dataset(root), dataset(root, transform=noisy), kept):
+        for here, there in zip(samples, loaded(samples, 2), strict=True):
+            assert type(there) is DistillationBatch
+            assert torch.equal(here.pixels, there.pixels)
+            assert here.pixels.stride() == there.pixels.stride()
+            assert torch.equal(here.hard_labels, there.hard_labels)
+            assert here.keys.tolist() == there.keys.tolist()
+            for one, other in zip(columns(here), columns(there), strict=True):
+                assert torch.equal(one, other)
+                assert memory(other) == memory(there.pixels)
+            # Who keeps these does not keep all.
+            assert memory(there.hard_labels) != memory(there.pixels)
+
+
+def columns(batch: DistillationBatch) -> list[Tensor]:
+    targets = batch.targets
+    assert targets is not None
+    return list(targets.columns.values()) if isinstance(targets, PackedTargets) else [targets]
+
+
+def memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def test_samples_alone_have_no_targets(root: Path) -> None:
-    (batch,) = DistillationDataset(root / "data", None, batch_size=ROWS)
-    assert batch.targets is None
+    alone = DistillationDataset(root / "data", None, batch_size=ROWS)
+    (batch,), (handed,) = alone, loaded(alone, 1)
+    assert batch.targets is handed.targets is None
+    assert torch.equal(batch.pixels, handed.pixels)
     assert sorted(numbers_of_pixels(batch.pixels.permute(0, 2, 3, 1).numpy())) == list(range(ROWS))
 
 
