@@ -11,15 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from softlabel.pipeline.sources.files import digest_of, size_of
+from softlabel.pipeline.sources.mapped import mapped_rows
 from softlabel.pipeline.sources.remote_array import RemoteArray
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
-from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.shard import Pictures, ShardRows
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
 
 UNKNOWN = -1
+# Rows a shard, from which on they are left in their files: with fewer very many would be mapped.
+MAPPED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class StoredArray:
     """An array in a file, known by its header.
 
     member: its name in an archive. load: gives the array itself, mapped into memory where that can
-    be, or read by rows where it is behind a URL; raises DataError.
+    be, or read by rows where it is behind a URL; raises DataError. in_rows: whether it is mapped,
+    each row in one piece.
     """
 
     path: Location
@@ -35,6 +39,7 @@ class StoredArray:
     dtype: np.dtype[np.generic]
     load: Callable[[], Array | RemoteArray]
     member: str | None = None
+    in_rows: bool = False
 
     @property
     def place(self) -> str:
@@ -53,8 +58,9 @@ class ArrayShard:
     """Pictures uint8 `[N, height, width]` or `[N, height, width, channels]`, and their labels.
 
     labels: integers `[N]` or `[N, 1]`, -1 where unknown; None: all unknown. stem, digits: keys are
-    `STEM-NUMBER`. stated: the shard's SHA-256, where it was taken already. The loaded arrays are
-    kept. Raises DataError where the arrays cannot be used.
+    `STEM-NUMBER`. stated: the shard's SHA-256, where it was taken already. stays: leave pictures in
+    their mapped file when they are read. The loaded arrays are kept. Raises DataError where the
+    arrays cannot be used.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class ArrayShard:
         height, width, *channels = pictures.shape[1:]
         self.shape = (height, width, channels[0] if channels else 1)
         self.stem = stem
+        self.stays = False
         self._digits = digits
         self._pictures = pictures
         self._labels = labels
@@ -86,13 +93,13 @@ class ArrayShard:
     def read(self, first: int, rows: int) -> Iterator[ShardRows]:
         """Rows `first` to `first + rows`, where they lie in the file if they are mapped."""
         if self._loaded is None:
-            self._loaded = self._pictures.loaded(), self._read_labels()
+            self._loaded = self._read_pictures(), self._read_labels()
         pictures, labels = self._loaded
-        yield ShardRows(
-            numbered_keys(self.stem, first, rows, self._digits),
-            pictures[first : first + rows].reshape(rows, *self.shape),
-            labels.slice(first, rows),
-        )
+        own: Pictures = pictures[first : first + rows].reshape(rows, *self.shape)
+        if self.stays and isinstance(pictures, np.memmap):
+            own = mapped_rows(pictures, first, rows)
+        keys = numbered_keys(self.stem, first, rows, self._digits)
+        yield ShardRows(keys, own, labels.slice(first, rows))
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; nothing is read."""
@@ -116,6 +123,17 @@ class ArrayShard:
     def close(self) -> None:
         """Let go of the arrays."""
         self._loaded = None
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether each picture lies in one piece in a mapped file."""
+        return self._pictures.in_rows
+
+    def _read_pictures(self) -> Array | RemoteArray:
+        pictures = self._pictures.loaded()
+        if isinstance(pictures, RemoteArray):
+            return pictures
+        return pictures.reshape(self.rows, *self.shape)
 
     def _read_labels(self) -> pa.Int32Array:
         if self._labels is None:
@@ -142,6 +160,11 @@ def array_source(path: Location, shards: Sequence[ArrayShard]) -> Source:
                 f"{path}: {shard.name} has pictures of {list(shard.shape)}, {first.name} of "
                 f"{list(first.shape)} [height, width, channels]; bring them to one shape"
             )
+    long = sum(shard.rows for shard in shards) >= MAPPED_ROWS * len(shards)
+    # All alike: a window puts the rows of several shards together.
+    stays = long and all(shard.in_rows for shard in shards)
+    for shard in shards:
+        shard.stays = stays
     return Source(path, shards, (), first.shape)
 
 

@@ -94,7 +94,8 @@ def _shard(path: Location) -> ArrayShard:
 
 def _npy(path: Location) -> StoredArray:
     stored = _map_npy(path)
-    return StoredArray(path, stored.shape, stored.dtype, lambda: _map_npy(path))
+    in_rows = isinstance(stored, np.memmap) and stored.flags.c_contiguous
+    return StoredArray(path, stored.shape, stored.dtype, lambda: _map_npy(path), in_rows=in_rows)
 
 
 def _map_npy(path: Location) -> Array | RemoteArray:
@@ -166,8 +167,9 @@ class _Pickled(ValueError):
 
 def _member(path: Path, name: str, archive: zipfile.ZipFile) -> StoredArray:
     with archive.open(f"{name}.npy") as file:
-        shape, _, dtype = _read_header(file)
-    return StoredArray(path, shape, dtype, lambda: _load_member(path, name), name)
+        shape, fortran, dtype = _read_header(file)
+    in_rows = archive.getinfo(f"{name}.npy").compress_type == zipfile.ZIP_STORED and not fortran
+    return StoredArray(path, shape, dtype, lambda: _load_member(path, name), name, in_rows)
 
 
 def _load_member(path: Path, name: str) -> Array:

@@ -102,7 +102,8 @@ def _stored(path: Path, dimensions: int) -> StoredArray:
         )
     if path.suffix != ".gz":
         _check_size(path, path.stat().st_size - _header_bytes(dimensions), shape)
-    return StoredArray(path, shape, np.dtype(np.uint8), lambda: _map(path))
+    in_rows = path.suffix != ".gz"
+    return StoredArray(path, shape, np.dtype(np.uint8), lambda: _map(path), in_rows=in_rows)
 
 
 def _map(path: Path) -> Array:

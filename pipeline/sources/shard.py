@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabel.pipeline.sources.mapped import MappedRows, joined_mapped
 from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, joined_rows
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import NumberInput
 
-# As they are stored: uint8 [N, height, width, channels], mapped if they lie so in a file, or the
-# bytes of N encoded ones, None where a row has none; of tables a structured array [N], or sequences
-# that are not padded yet.
-Pictures = Array | Sequence[bytes | None] | SequenceRows
+# As they are stored: uint8 [N, height, width, channels], left where they are if they lie so in a
+# mapped file, or the bytes of N encoded ones, None where a row has none; of tables a structured
+# array [N], or sequences that are not padded yet.
+Pictures = Array | MappedRows | Sequence[bytes | None] | SequenceRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def taken(pictures: Pictures, rows: npt.NDArray[np.int64]) -> Pictures:
     """The pictures of these numbers, in this order."""
     if isinstance(pictures, np.ndarray):
         return pictures[rows]
-    if isinstance(pictures, SequenceRows):
+    if isinstance(pictures, MappedRows | SequenceRows):
         return pictures.take(rows)
     return [pictures[row] for row in rows.tolist()]
 
@@ -92,6 +93,8 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
     """The pictures of `parts`, all stored alike, one after the other."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(cast("Sequence[Array]", parts)) if len(parts) > 1 else parts[0]
+    if isinstance(parts[0], MappedRows):
+        return joined_mapped(cast("Sequence[MappedRows]", parts))
     if isinstance(parts[0], SequenceRows):
         return joined_rows(cast("Sequence[SequenceRows]", parts))
     return [picture for part in cast("Sequence[Sequence[bytes]]", parts) for picture in part]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.fitting import fitted_input, size
+from softlabel.pipeline.sources.mapped import MappedRows, read_ahead
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
 from softlabel.pipeline.sources.pieces import Piece, concat_samples, sample_block
 from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, find_sequences
@@ -277,6 +278,8 @@ class Source:
                 wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
                 if len(wanted) < len(piece.keys):
                     piece = piece.take(wanted)
+                if isinstance(piece.pictures, MappedRows):
+                    read_ahead(piece.pictures)
                 keys.append(piece.keys)
                 pictures.append(piece.pictures)
                 labels.append(piece.labels)
@@ -358,12 +361,14 @@ class Source:
         """
         if isinstance(pictures, SequenceRows):
             return pictures.padded(), {}
+        if isinstance(pictures, MappedRows):
+            pictures = pictures.read()
         if self._maker is not None:
             return self._maker.make_all(pictures, keys, numbers, self._decoder)
+        if isinstance(pictures, np.memmap):
+            # Read here, and not by whoever looks at it first.
+            pictures = np.array(pictures)
         if isinstance(pictures, np.ndarray):
-            if isinstance(pictures, np.memmap):
-                # Read here, and not by whoever looks at it first.
-                pictures = np.array(pictures)
             return np.ascontiguousarray(pictures), {}
         assert self.framing is not None
         return self._decoder.decode_all(pictures, self.framing)
@@ -394,7 +399,7 @@ class Source:
             shard = self._shards[file.name]
             for row in range(file.rows):
                 rows = next(iter(shard.read(row, 1)))
-                assert not isinstance(rows.pictures, SequenceRows), "tables have no framing"
+                assert not isinstance(rows.pictures, MappedRows | SequenceRows), "have no framing"
                 try:
                     height, width, channels = picture_shape(rows.pictures[0])
                 except BadPicture as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import pyarrow as pa
 import pytest
 
 from softlabel.pipeline.publish import file_sha256
-from softlabel.pipeline.sources import arrays
+from softlabel.pipeline.sources import arrays, mapped
 from softlabel.pipeline.sources.arrays import open_arrays
+from softlabel.pipeline.sources.mapped import MappedRows
 from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.shard import joined, taken
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Segment
@@ -140,6 +143,55 @@ def test_segments_come_in_the_order_asked_for(tmp_path: Path) -> None:
     wanted = [("b.npy", 2, 3), ("a.npy", 4, 1)]
     block = source.read([Segment(source=n, first=f, rows=r) for n, f, r in wanted])
     assert block.inputs[:, 0, 0, 0].tolist() == [7, 8, 9, 4]
+
+
+def test_rows_of_long_files_are_chosen_before_they_are_read(tmp_path: Path) -> None:
+    one, two = pictures(1100, 2, 3), pictures(1000, 2, 3, seed=1)
+    chosen = np.array([1050, 1, 7]), np.array([999, 3])
+    wanted = np.concatenate([one[chosen[0]], two[chosen[1]]])[..., None]
+    for name, stays in (("rows", True), ("columns", False), ("short", False), ("packed", False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        files = [npy(folder / "a.npy", one), npy(folder / "b.npy", two)]
+        if name == "columns":
+            np.save(files[1], np.asfortranarray(two))
+        elif name == "packed":
+            files[1] = folder / "b.npz"
+            np.savez_compressed(files[1], images=two)
+        elif name == "short":
+            files.append(npy(folder / "c.npy", one[:20]))
+        source = opened(*files)
+        parts = [
+            source.read_stored([segment], np.sort(rows))
+            for segment, rows in zip(segments(source), chosen, strict=False)
+        ]
+        stored = joined([part.pictures for part in parts])
+        assert isinstance(stored, MappedRows) == stays
+        order = np.array([2, 0, 1, 4, 3])
+        again = joined([taken(stored, order[:2]), taken(stored, order[2:])])
+        read = source.pictures(keys("a", 5), again)
+        assert np.array_equal(read, wanted)
+        assert read.flags.owndata
+
+
+def test_what_will_be_read_is_announced_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = pictures(2000, 2, 3)
+    path = npy(tmp_path / "a.npy", pixels)
+    asked: list[bytes] = []
+
+    def noted(_: int, begin: int, size: int, advice: int) -> None:
+        asked.append(path.read_bytes()[begin : begin + size])
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    monkeypatch.setattr(mapped, "READ_AROUND", 60)
+    rows = np.array([3, 4, 14, 25, 1999])
+    source = opened(path)
+    source.read_stored(segments(source), rows)
+    assert asked == [
+        pixels[first:end].tobytes() for first, end in ((3, 15), (25, 26), (1999, 2000))
+    ]
 
 
 def test_arrays_are_not_scaled(tmp_path: Path) -> None:
