@@ -200,7 +200,9 @@ class DistillationDataset(IterableDataset[Any]):
         numbers = itertools.count(first, step)
         for number, span, batch in zip(numbers, spans, batches, strict=False):
             tensors = self._tensors(batch, epoch, span.first, steps.position(number + 1))
-            yield tensors if worker is None else in_one_piece(tensors)
+            if worker is not None and isinstance(tensors, DistillationBatch):
+                tensors = in_one_piece(tensors)
+            yield tensors
 
     def __getstate__(self) -> dict[str, Any]:
         # What is open stays here; a rank that is known here may not be known in a worker.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,25 +23,25 @@ class SequenceBatch(NamedTuple):
     inputs: `[N, L]` each, by name, padded with zeros. mask: bool `[N, L]`, which positions are no
     padding: `logits[mask]` of logits `[N, L, C]` are `[P, C]`, one sequence's after the other, as
     targets and hard_labels are. targets: for `DistillationLoss`; None without a label set.
-    hard_labels: int64 `[P]`, -100 where unknown. seen: how many samples of the epoch all ranks
-    together have had with this step.
+    hard_labels: int64 `[P]`, -100 where unknown. keys: strings `[N]`. seen: how many samples of the
+    epoch all ranks together have had with this step.
     """
 
     inputs: dict[str, Tensor]
     mask: Tensor
     targets: Targets | None
     hard_labels: Tensor
-    keys: list[str]
+    keys: npt.NDArray[np.object_]
     seen: int
 
 
 def padded_batch(batch: JoinedBatch, targets: Targets | None, seen: int) -> SequenceBatch:
     """Joined sequences in tensors. Raises DataError where every position is padding."""
-    keys = batch.keys.to_pylist()
+    keys = batch.keys.to_numpy(zero_copy_only=False)
     if not len(batch.labels):
         raise DataError(
-            f"DistillationDataset: of {few(keys)} every position is padding; leave such rows out, "
-            "or take larger batches"
+            f"DistillationDataset: of {few(keys.tolist())} every position is padding; leave such "
+            "rows out, or take larger batches"
         )
     inputs = tensors(batch.pixels)
     mask = inputs.pop(POSITIONS)
