@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
+
+from softlabel.pipeline.inference.plan import batches
+from softlabel.pipeline.inference.prior import sampled
+from softlabel.pipeline.inference.runner import QUEUE_BATCHES
 from softlabel.pipeline.inference.task import Task
 from softlabel.pipeline.labelset.making import plain
 from softlabel.pipeline.labelset.standing import read_plan
 from softlabel.pipeline.progress import Progress
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.devices import free_memory, resident_memory
 from softlabel.pipeline.teachers.ensemble import EnsembleSession
 from softlabel.pipeline.teachers.inner import InnerOutput
 from softlabel.pipeline.teachers.providers import Tuning
-from softlabel.schemas.errors import EnvironmentFault, ParameterError
+from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.params import InferParams
 from softlabel.schemas.params.shared import TeacherDevice
-from softlabel.schemas.sample import Array, RunTeacher
+from softlabel.schemas.sample import POSITIONS, Array, RunTeacher
 
 LARGEST = 1024
 # A size counts as faster from this gain on; after three without one, larger ones bring nothing.
@@ -31,6 +38,10 @@ SECONDS = 0.25
 RUNS = 2
 # Of the memory that is free, what the next size may take: the queues hold batches too.
 SHARE = 0.5
+# Of so many batches what the teacher said is held at once: between steps, and in them.
+HELD_BATCHES = 3 * QUEUE_BATCHES
+# Sequences among which the longest is sought, and how many of them are read at once.
+SEEN_ROWS, READ_ROWS = 1024, 64
 
 
 @dataclass
@@ -45,7 +56,7 @@ def settled_session(
     """The task's teachers at the batch size of `params`, its record telling what 'auto' came to.
 
     That is what a run of the same teachers began with in the output folder, else what their graphs
-    insist on, else the fastest. Raises ParameterError where samples are sequences.
+    insist on, else the fastest.
     """
     tuning = Tuning(params.provider_options, params.engine_cache)
     size = params.batch_size
@@ -64,24 +75,28 @@ def session_at(
 ) -> EnsembleSession:
     """The task's teachers at this batch size; 'auto': what their graphs insist on, or the fastest.
 
-    Raises ParameterError where that is asked for and samples are sequences.
+    Sequences are tried at their longest, which most batches of some size have among them.
     """
     if size == "auto":
         size = _insisted_size(task) or "auto"
     if size != "auto":
         return EnsembleSession(task.teachers, device, size, inner, tuning)
-    if task.teachers.first.spec.positions:
-        raise ParameterError(
-            "batch_size: 'auto' tries batches of one shape, and sequences have any length; give a "
-            "number"
-        )
     session = EnsembleSession(task.teachers, device, 1, inner, tuning)
 
     def at_size(size: int) -> RunTeacher:
         return session.resized(size).run
 
-    rows = task.source.rows * task.source.views
-    fastest = fastest_batch_size(at_size, task.blank, rows, progress)
+    samples, positions = task.blank, 1
+    if task.source.numbers is not None and task.teachers.first.spec.positions:
+        longest = _longest(task.source)
+        positions = longest[POSITIONS].shape[1]
+        samples = partial(np.repeat, longest)
+        progress.say(f"batch sizes are tried on sequences of {positions} positions")
+    rows = min(
+        task.source.rows * task.source.views,
+        rows_held(positions * len(task.teachers.first.spec.classes)),
+    )
+    fastest = fastest_batch_size(at_size, samples, rows, progress)
     # All views of a sample go together.
     return session.resized(max(fastest, task.source.views))
 
@@ -117,6 +132,24 @@ def fastest_batch_size(
         size *= 2
     progress.say(f"batch size {best.size}: {best.rate:,.0f} samples/s expected")
     return best.size
+
+
+def rows_held(values: int) -> int:
+    """How many rows a batch may have, one at least, for its logits to fit: `values` of each."""
+    room = SHARE * free_memory() / (HELD_BATCHES * values * np.dtype(np.float32).itemsize)
+    return max(1, int(min(room, LARGEST)))
+
+
+def _longest(source: Source) -> Array:
+    """The longest of some 1,024 sequences from the whole source, `[1]`."""
+    longest: Array | None = None
+    for segments in batches(sampled(source.files, SEEN_ROWS), READ_ROWS):
+        inputs = source.read(segments).inputs
+        if longest is None or inputs.dtype.itemsize > longest.dtype.itemsize:
+            row = int(inputs[POSITIONS].sum(axis=1).argmax())
+            longest = inputs[row : row + 1]
+    assert longest is not None, "a source has samples"
+    return longest
 
 
 def _standing_size(params: InferParams, task: Task) -> int | None:

@@ -45,10 +45,10 @@ class Task:
         Sequences have no one shape: so many of the first one.
         """
         spec, numbers = self.teachers.first.spec, self.source.numbers
-        if spec.positions:
-            return np.repeat(self.source.first(1).inputs, rows)
         if spec.inputs is None or numbers is None:
             return np.zeros((rows, *self.source.shape), np.uint8)
+        if spec.positions:
+            return np.repeat(self.source.first(1).inputs, rows)
         path, taker = self.source.path, f"teacher {self.teachers.first.path}"
         fitted = [fitted_input(path, numbers[one.name], one, taker) for one in spec.inputs]
         return np.zeros(rows, [(one.name, one.dtype, one.shape) for one in fitted])

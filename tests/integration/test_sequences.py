@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import softlabel
-from softlabel.pipeline.inference import runner
+from softlabel.pipeline.inference import batch_size, runner
 from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.sample import TeacherOutput
@@ -313,15 +313,29 @@ def test_a_list_that_is_too_long(empty_project: Project, command: Command) -> No
     refused(command(*INFER), 3, "'row-0'", "holds 12 values, at most 11 are taken")
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--batch-size=auto",), ("batch_size:", "any length")),
-    ],
-)
-def test_what_does_not_go_with_sequences(
-    empty_project: Project, command: Command, flags: tuple[str, ...], words: tuple[str, ...]
+def test_a_batch_size_is_found_on_the_longest(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tried: list[list[list[int]]] = []
+
+    def noted(at_size: Any, samples: Any, rows: int, progress: Any) -> int:
+        tried.append(samples(3)["input_ids"].tolist())
+        assert rows == 5
+        at_size(4)(samples(4))
+        return 4
+
     teacher(empty_project)
-    written(empty_project, tokens())
-    refused(command(*INFER, *flags), 2, *words)
+    rows = [row[: LONGEST - 1] for row in tokens()]
+    rows[50] = list(range(LONGEST))
+    written(empty_project, rows)
+    auto = (*INFER, "--batch-size=auto", "--codec=dense-f32")
+    measured = command(*auto)
+    assert measured.code == 0, measured.stderr
+    assert "tried on sequences of 12 positions" in measured.stderr
+    check_stored(rows)
+    monkeypatch.setattr(batch_size, "fastest_batch_size", noted)
+    monkeypatch.setattr(batch_size, "READ_ROWS", 8)
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 5 * 2 * 12 * 4.0 * LONGEST * CLASSES)
+    assert command(*auto, "--overwrite").code == 0
+    assert tried == [[rows[50]] * 3]
+    check_stored(rows)

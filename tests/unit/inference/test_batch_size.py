@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from softlabel.pipeline.inference import batch_size
-from softlabel.pipeline.inference.batch_size import fastest_batch_size
+from softlabel.pipeline.inference.batch_size import fastest_batch_size, rows_held
 from softlabel.pipeline.progress import Quiet
 from softlabel.schemas.errors import EnvironmentFault
 from softlabel.schemas.sample import RunTeacher, TeacherOutput
@@ -86,6 +86,14 @@ def test_what_the_device_cannot_run_ends_it(
     assert fastest(up_to_eight) == (8, [1, 2, 4, 8, 16])
     with pytest.raises(EnvironmentFault, match="no memory left"):
         fastest(lambda rows: up_to_eight(rows + 8))
+
+
+def test_what_waits_in_the_queues_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is for the logits of twelve batches, 4 bytes each."""
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 2.0 * 12 * 4 * 50_000 * 10)
+    assert [rows_held(values) for values in (10, 50_000, 100_000, 10**9)] == [1024, 10, 5, 1]
+    monkeypatch.setattr(batch_size, "free_memory", lambda: float("inf"))
+    assert rows_held(50_000) == 1024
 
 
 def test_what_would_fill_the_memory_is_not_tried(
