@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -42,15 +41,20 @@ def project(quiet: Project, tmp_path: Path) -> Project:
     return type(quiet)(tmp_path)
 
 
+def wait_for_shards(project: Project, *running: subprocess.Popen[str]) -> None:
+    """Wait until one of these runs has written a few shards."""
+    deadline = time.monotonic() + 60
+    while not (project.root / "labels/part-00002.json").exists():
+        assert any(process.poll() is None for process in running)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.fixture
 def writer(project: Project) -> Iterator[subprocess.Popen[str]]:
     """An infer that has begun to write, stopped so that it cannot end by itself."""
     running = project.spawn(*COMMAND)
-    deadline = time.monotonic() + 60
-    while not (project.root / "labels/part-00002.json").exists():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_shards(project, running)
     running.send_signal(signal.SIGSTOP)
     yield running
     if running.poll() is None:
@@ -113,15 +117,20 @@ def test_a_dead_writer_holds_nothing(
 
 @pytest.mark.slow
 def test_four_at_once(project: Project, quiet: Project) -> None:
+    """The one that writes stands still until the others have ended, however late they came."""
     running = [project.spawn(*COMMAND) for _ in range(4)]
-    ended = [process.communicate(timeout=120) for process in running]
-    codes = [process.returncode for process in running]
-    assert sorted(codes) == [0, 4, 4, 4], ended
-    winner = running[codes.index(0)].pid
-    for code, (_, stderr) in zip(codes, ended, strict=True):
-        if code == 4:
-            (named,) = re.findall(r"held by process (\d+) ", stderr)
-            assert int(named) == winner
+    wait_for_shards(project, *running)
+    holder = json.loads((project.root / "labels.lease").read_text())["pid"]
+    (writer,) = (process for process in running if process.pid == holder)
+    writer.send_signal(signal.SIGSTOP)
+    for other in running:
+        if other is not writer:
+            _, stderr = other.communicate(timeout=120)
+            assert other.returncode == 4
+            assert f"held by process {holder} " in stderr
+    writer.send_signal(signal.SIGCONT)
+    writer.communicate(timeout=120)
+    assert writer.returncode == 0
     assert project.files() == quiet.files()
 
 
