@@ -16,6 +16,7 @@ from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
 from softlabel.pipeline.reporting import origin, plots, sections, wording
+from softlabel.pipeline.reporting.experiments_view import experiments_alone, experiments_view
 from softlabel.pipeline.reporting.gallery import (
     CHOICE_TEMPERATURE,
     Candidate,
@@ -62,6 +63,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         samples=sum(len(pair.members) for pair in pairs),
         soft_targets=profile,
         projection=teacher,
+        experiments=found.experiments,
     )
 
 
@@ -86,6 +88,9 @@ def _content(
     context: dict[str, Any] = {"title": params.title, "version": softlabel.__version__}
     if evaluation is None and labels is not None and profile is not None:
         context["reached"], context["worth"] = wording.labels_alone(labels, profile)
+    elif evaluation is None:
+        context["reached"], context["worth"] = experiments_alone(found.experiments)
+    context["experiments"] = experiments_view(found.experiments) if found.experiments else None
     context |= {"colours": colours} | _gallery(params, labels, pairs) | _origin(found)
     live = labels is not None and labels.manifest.identity.k is None
     data: dict[str, Any] = {"plots": {}, "samples": live_data(pairs) if live else []}

@@ -11,16 +11,19 @@ from pydantic import ValidationError
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.progress import Progress
 from softlabel.pipeline.reporting import wording
+from softlabel.pipeline.reporting.experiments import read_experiments
 from softlabel.pipeline.training.cards import TRAIN_FILE, find_cards, read_card
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.model import Record
 from softlabel.schemas.params import ReportParams
 from softlabel.schemas.reports import CalibrateReport, EvaluateReport, TrainReport
+from softlabel.schemas.reports.experiments import Experiment
 from softlabel.schemas.reports.seeing import RunMetrics, StudentMetrics
 from softlabel.schemas.reports.training import StudentCard
 
 EVALUATE_FILE = "evaluate.json"
 LABELS_TITLE = "What the soft labels say"
+EXPERIMENTS_TITLE = "What the experiments came to"
 
 SomeRecord = TypeVar("SomeRecord", bound=Record)
 RunRecord = TypeVar("RunRecord", StudentCard, TrainReport, StudentMetrics, RunMetrics)
@@ -36,6 +39,7 @@ class Material:
     trained: tuple[TrainReport, ...]
     labels: LabelSet | None
     calibration: CalibrateReport | None
+    experiments: tuple[Experiment, ...]
 
 
 def gather(params: ReportParams, progress: Progress) -> Material:
@@ -58,7 +62,9 @@ def gather(params: ReportParams, progress: Progress) -> Material:
     labels = None if params.labels is None else open_labelset(params.labels)
     if labels is not None and labels.manifest.identity.positions:
         raise DataError(f"{labels.folder}: holds sequences, which report does not show")
-    return Material(params, evaluation, cards, trained, labels, _calibration(params, labels))
+    calibration = _calibration(params, labels)
+    experiments = () if params.experiments is None else read_experiments(params.experiments)
+    return Material(params, evaluation, cards, trained, labels, calibration, experiments)
 
 
 def _of_what_is_there(params: ReportParams, progress: Progress) -> ReportParams:
@@ -68,21 +74,22 @@ def _of_what_is_there(params: ReportParams, progress: Progress) -> ReportParams:
     if params.evaluation is not None and not given & {"evaluation", "models"}:
         file = params.evaluation / EVALUATE_FILE
         if not file.exists() and not any(path.exists() for path in params.models):
-            missing["evaluation"] = f"no {file}: the page is of the label set alone"
+            missing["evaluation"] = f"no {file}: the page has no students"
     for name, what in (("labels", "soft labels"), ("source", "pictures")):
         path = getattr(params, name)
         if path is not None and name not in given and not path.exists():
             missing[name] = f"no {path}: the page has no {what}"
     params = params.model_copy(update=dict.fromkeys(missing))
-    if params.evaluation is None and params.labels is None:
+    if params.evaluation is None and params.labels is None and params.experiments is None:
         raise ParameterError(
-            "report: neither an evaluation nor a label set is there; run 'softlabel evaluate' or "
-            "give --labels FOLDER"
+            "report: neither an evaluation nor a label set is there; run 'softlabel evaluate', or "
+            "give --labels FOLDER or --experiments FILE"
         )
     for line in missing.values():
         progress.say(line)
     if params.evaluation is None and "title" not in given:
-        params = params.model_copy(update={"title": LABELS_TITLE})
+        title = EXPERIMENTS_TITLE if params.labels is None else LABELS_TITLE
+        params = params.model_copy(update={"title": title})
     return params
 
 

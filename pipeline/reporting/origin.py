@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from softlabel.pipeline.labelset.labelset import LabelSet
+from softlabel.pipeline.reporting.experiments import LISTING, STANDARD_INPUT
 from softlabel.pipeline.reporting.wording import UNNAMED, count, file_size
 from softlabel.schemas.labelset import MeasuredFidelity, SourceFile
 from softlabel.schemas.location import Url, located
@@ -92,6 +93,9 @@ def commands(
     if params.calibration is not None:
         line = _line("calibrate", "--output", params.calibration)
         found.append(Command("fit the teacher's temperature", line))
+    if params.experiments not in (None, STANDARD_INPUT):
+        line = f"{LISTING} > {shlex.quote(shown_path(params.experiments))}"
+        found.append(Command("list the experiments", line))
     found.append(Command("write this page", _report(params)))
     return tuple(found)
 
@@ -161,12 +165,13 @@ def _report(params: ReportParams) -> str:
     flags: list[object] = []
     if params.evaluation is not None:
         flags += ["--evaluation", params.evaluation, *_models(params)]
-    for name in ("labels", "source", "calibration"):
+    for name in ("labels", "source", "calibration", "experiments"):
         value = getattr(params, name)
         flags += [] if value is None else [f"--{name}", value]
     flags += [part for T in params.temperatures for part in ("--temperatures", f"{T:g}")]
     flags += ["--samples", params.samples, "--title", params.title, "--output", params.output]
-    return _line("report", *flags)
+    line = _line("report", *flags)
+    return f"{LISTING} | \\\n{line}" if params.experiments == STANDARD_INPUT else line
 
 
 def _shown(value: object) -> object:

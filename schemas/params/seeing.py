@@ -61,8 +61,8 @@ class ReportParams(Record):
 
     evaluation: Path | None = Field(
         Path("reports/evaluate"),
-        description="folder that 'softlabel evaluate' wrote; without it and students the page is "
-        "of the label set alone",
+        description="folder that 'softlabel evaluate' wrote; without it and students the page has "
+        "none",
     )
     models: tuple[Path, ...] = Field(
         (Path("models/students"),), description="student folders whose curves are shown"
@@ -75,6 +75,11 @@ class ReportParams(Record):
         None,
         description="file that 'softlabel calibrate' wrote, whose reliability before and after is "
         "shown",
+    )
+    experiments: Path | None = Field(
+        None,
+        description="file that 'dvc exp show --json' was written to, whose experiments are shown "
+        "beside each other; '-' reads it from standard input",
     )
     temperatures: tuple[Positive, ...] = Field(
         (1.0, 2.0, 4.0, 8.0),

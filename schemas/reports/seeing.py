@@ -6,6 +6,7 @@ from pathlib import Path
 
 from softlabel.schemas.location import GivenLocation
 from softlabel.schemas.model import Record
+from softlabel.schemas.reports.experiments import Experiment
 from softlabel.schemas.reports.figures import (
     Bin,
     ClassifierFigures,
@@ -107,10 +108,10 @@ class CalibrateReport(Record):
 
 
 class PageReport(Record):
-    """What 'report' wrote, and the figures on the page that it computed itself.
+    """What 'report' wrote, and the figures on the page that it computed or was given by DVC.
 
     soft_targets: of the label set, null without one. projection: of the teacher, null without a
-    factored set.
+    factored set. experiments: all that DVC listed, in its order.
     """
 
     output: Path
@@ -119,3 +120,4 @@ class PageReport(Record):
     samples: int
     soft_targets: SoftTargetProfile | None = None
     projection: Projection | None = None
+    experiments: tuple[Experiment, ...] = ()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,13 +114,17 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         classes: Sequence[str] = tuple("0123456789"),
         keys: Sequence[str] | None = None,
         epochs: int = 20,
+        experiments: Sequence[str] = ("warmer", "colder"),
     ) -> ReportParams:
         source = write_source(Path("data/train"), classes, keys)
         identity = write_labels(Path("labels"), source)
         write_students(Path("models/students"), recipes, classes, identity, epochs)
         write_evaluation(Path("reports/evaluate"), recipes, classes)
         write_calibration(Path("reports/calibration.json"), identity)
-        return ReportParams(calibration=Path("reports/calibration.json"))
+        write_experiments(Path("experiments.json"), experiments)
+        return ReportParams(
+            calibration=Path("reports/calibration.json"), experiments=Path("experiments.json")
+        )
 
     return make
 
@@ -135,7 +140,7 @@ def hostile_world(make_world: World) -> ReportParams:
     """A project whose runs, classes, first keys and title are hostile."""
     recipes = [Recipe(HOSTILE[index], "kd", (0.91, 0.92)) for index in (1, 2, 3, 4)]
     recipes.append(Recipe(HOSTILE[0], "hard", (0.9,)))
-    params = make_world(recipes, (*HOSTILE, *"56789"), HOSTILE)
+    params = make_world(recipes, (*HOSTILE, *"56789"), HOSTILE, experiments=HOSTILE)
     return params.model_copy(update={"title": HOSTILE[0]})
 
 
@@ -360,6 +365,47 @@ def write_calibration(path: Path, identity: str) -> None:
         bins_after=_bins(0.97, 0.0, 0),
     )
     write_record(path, report)
+
+
+def write_experiments(path: Path, names: Sequence[str]) -> None:
+    """What `dvc exp show --json` prints of a revision and an experiment of each name.
+
+    Each has one setting and one metric of its own, called and told by its name.
+    """
+    plain: dict[str, Any] = {"epochs": 20, "runs": {"kd": {"temperature": 4.0}}}
+    told = {"kd": {"accuracy": 0.97, "nll": 0.125}, "rows": 500}
+    states = [_state("workspace", None, plain, told), _state("5a" * 20, "main", plain, told)]
+    states[1]["experiments"] = [
+        {
+            "revs": [
+                _state(
+                    f"{index:x}b" * 20,
+                    name,
+                    plain | {"note": name, "runs": {"kd": {"temperature": 8 + index}}},
+                    {"kd": {"accuracy": 0.5**index, "nll": 0.125}, "rows": 500, name: "told"},
+                )
+            ],
+            "executor": None,
+            "name": name,
+        }
+        for index, name in enumerate(names)
+    ]
+    path.write_text(json.dumps(states))
+
+
+def _state(
+    rev: str, name: str | None, params: dict[str, Any], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    data = {
+        "rev": rev,
+        "timestamp": None,
+        "params": {"params.yaml": {"data": {"train_student": params}}},
+        "metrics": {"reports/evaluate/metrics.json": {"data": metrics}},
+        "deps": {},
+        "outs": {},
+        "meta": {},
+    }
+    return {"rev": rev, "name": name, "data": data, "error": None, "experiments": None}
 
 
 def write_record(path: Path, record: Record) -> None:

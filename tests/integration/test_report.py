@@ -5,9 +5,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,50 +18,11 @@ from softlabel.schemas.params import ConvertParams, ReportParams
 from softlabel.schemas.reports import EvaluateReport
 from softlabel.stages import convert
 from softlabel.stages.report import run
+from tests.integration.page import Page
 from tests.unit.blocks import block_of, packing_of, write_set
 
 World = Callable[..., ReportParams]
 EVALUATION = Path("reports/evaluate/evaluate.json")
-VOID = {"meta", "img", "input", "br", "link"}
-
-
-class Page(HTMLParser):
-    """The page's text, tags with attributes, and scripts; fails on a tag that is not closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self._open == []
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "script":
-            self.scripts.append(data)
-        elif self._open and self._open[-1] != "style":
-            self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.scripts[0])
-        return found
 
 
 def test_the_numbers_are_those_of_the_evaluation(make_world: World) -> None:
@@ -309,7 +268,7 @@ def alone(make_world: World) -> Said:
 def test_a_label_set_alone(make_world: World) -> None:
     said = alone(make_world)
     report = run(ReportParams(), said)
-    assert said.lines == ["no reports/evaluate/evaluate.json: the page is of the label set alone"]
+    assert said.lines == ["no reports/evaluate/evaluate.json: the page has no students"]
     assert (report.students, report.samples) == (0, 12)
     page = Page(report.output)
     manifest = open_labelset("labels").manifest
