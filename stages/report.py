@@ -50,7 +50,7 @@ def run(params: ReportParams, progress: Progress | None = None) -> PageReport:
         labels.check_temperature(min(CHOICE_TEMPERATURE, *params.temperatures))
     pairs = () if labels is None else _choose(labels, params.samples, progress)
     profile = None if labels is None else _profile(params, labels, progress)
-    teacher = None if labels is None else project_labels(labels, _three(found.evaluation))
+    teacher = None if labels is None else _project(labels, found.evaluation, progress)
     data, context = _content(found, pairs, profile, teacher)
     page = render_page(context, data)
     refuse_folder(params.output)
@@ -82,7 +82,7 @@ def _content(
     parts = [
         sections.calibration_section(found.calibration),
         _targets(params, labels, profile),
-        sections.projection_section(runs, teacher, found.cards),
+        sections.projection_section(runs, teacher, found.cards, _features_output(labels)),
         *_of_students(found, colours),
     ]
     context: dict[str, Any] = {"title": params.title, "version": softlabel.__version__}
@@ -122,6 +122,16 @@ def _choose(labels: LabelSet, samples: int, progress: Progress) -> tuple[Pair, .
 
 def _profile(params: ReportParams, labels: LabelSet, progress: Progress) -> SoftTargetProfile:
     return profile_labels(labels, sorted({*STOPS, *params.temperatures}), progress)
+
+
+def _project(
+    labels: LabelSet, evaluation: EvaluateReport | None, progress: Progress
+) -> Projection | None:
+    return project_labels(labels, _three(evaluation), progress)
+
+
+def _features_output(labels: LabelSet | None) -> str | None:
+    return None if labels is None else labels.manifest.identity.features_output
 
 
 def _three(evaluation: EvaluateReport | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from softlabel.pipeline.codecs.topk import TopK
-from softlabel.pipeline.evaluation.class_means import ClassMeans
+from softlabel.pipeline.evaluation.class_means import ClassMeans, row_classes
 from softlabel.pipeline.evaluation.similarity import similarity
 from softlabel.pipeline.evaluation.smoothing import SmoothingSums, can_tell, told_apart
 from softlabel.pipeline.labelset.labelset import LabelSet
@@ -87,7 +87,7 @@ def profile_labels(
         for curve in curves:
             curve.add(block.logits(curve.temperature) if logits is None else logits)
         if means is not None:
-            means.add(block.probs(at), _targets(block))
+            means.add(block.probs(at), row_classes(block))
         if can_tell(block.codec, classes):
             told = told_apart(block.codec, block.payload)
             signs.add(block.probs(1.0), block.top1.astype(np.int64), told)
@@ -116,12 +116,6 @@ def _sampled(labels: LabelSet, progress: Progress) -> Iterator[LabelBlock]:
             yield block if step == 1 else block.take(numbers)
         first += len(block)
         progress.advance(len(block))
-
-
-def _targets(block: LabelBlock) -> npt.NDArray[np.int64]:
-    """Each row's hard label, or its top-1 where that is unknown."""
-    known = block.labels.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.where(known >= 0, known, block.top1.astype(np.int64))
 
 
 def _counts(shares: Doubles, bins: int) -> npt.NDArray[np.int64]:

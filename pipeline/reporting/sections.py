@@ -154,11 +154,15 @@ def no_students_section() -> Section:
 
 
 def projection_section(
-    runs: Sequence[RunMetrics], teacher: Projection | None, cards: Sequence[StudentCard]
+    runs: Sequence[RunMetrics],
+    teacher: Projection | None,
+    cards: Sequence[StudentCard],
+    output: str | None = None,
 ) -> Section:
     """Three classes on the plane of their templates: a panel a run, and one of the teacher.
 
-    All panels are of the same three classes.
+    All panels are of the same three classes. output: the inner output of the teacher's graph whose
+    values its features are, where they are not the inputs of a stored head.
     """
     ways = {card.run: wording.how_trained(card) for card in cards}
     found: list[tuple[str, str, Projection | None]] = [("The teacher", "", teacher)]
@@ -170,12 +174,17 @@ def projection_section(
         if projection is None or projection.classes != three:
             continue
         name = f"projection-{len(panels)}"
-        told = f"Last layer of {title}: samples of {', '.join(projection.classes)}"
+        what = "Last layer" if projection.through == "templates" else "Stored features"
+        told = f"{what} of {title}: samples of {', '.join(projection.classes)}"
         if projection.spread is not None:
             told += f"; spread within a class {projection.spread:.2f}"
         specs[name] = class_plots.projection_spec(projection, told)
-        panels.append({"id": name, "title": title, "way": way, "projection": projection})
-    return specs, {"projections": panels, "three_colours": plots.COLOURS[:3], "signs": SIGNS}
+        panels.append(
+            {"id": name, "title": title, "what": what, "way": way, "projection": projection}
+        )
+    shown = {"projections": panels, "three_colours": plots.COLOURS[:3], "signs": SIGNS}
+    templates = any(panel["projection"].through == "templates" for panel in panels)
+    return specs, shown | {"on_templates": templates, "features_output": output}
 
 
 def _run_row(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from softlabel.schemas.model import Record
 
 
@@ -66,6 +68,7 @@ class ClassShares(Record):
 class Projection(Record):
     """Samples of three classes on the plane through these classes' templates (Müller et al. 2019).
 
+    through: `means` where it passes through the classes' mean features, for want of templates.
     labels: which of the three each sample is of, 0 to 2. spread: the root mean square distance of a
     sample to its class's centre over the mean distance of the centres; null where not all three
     have samples.
@@ -76,6 +79,7 @@ class Projection(Record):
     x: tuple[float, ...]
     y: tuple[float, ...]
     spread: float | None
+    through: Literal["templates", "means"] = "templates"
 
 
 class Spread(Record):

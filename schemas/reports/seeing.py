@@ -110,8 +110,8 @@ class CalibrateReport(Record):
 class PageReport(Record):
     """What 'report' wrote, and the figures on the page that it computed or was given by DVC.
 
-    soft_targets: of the label set, null without one. projection: of the teacher, null without a
-    factored set. experiments: all that DVC listed, in its order.
+    soft_targets: of the label set, null without one. projection: of the teacher, null without
+    stored features. experiments: all that DVC listed, in its order.
     """
 
     output: Path

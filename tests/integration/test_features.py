@@ -19,6 +19,7 @@ from softlabel.pipeline.small_models import mlp
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.labelset import Identity, Segment
 from softlabel.schemas.teacher import METADATA_KEY
+from tests.integration.page import Page
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -60,6 +61,11 @@ def pictures(folder: str = "data/train") -> npt.NDArray[np.uint8]:
     source = open_source(Path(folder))
     whole = [Segment(source=file.name, first=0, rows=file.rows) for file in source.files]
     return np.asarray(source.read(whole).inputs)
+
+
+def hard_labels() -> npt.NDArray[np.int32]:
+    (block,) = softlabel.open("labels").batches(500)
+    return np.asarray(block.labels.to_numpy())
 
 
 def identity(folder: str = "labels") -> Identity:
@@ -106,6 +112,28 @@ def test_the_layer_behind_a_softmax(squashed: Project, command: Command) -> None
     TEACHER.write_bytes(model.SerializeToString())
     assert command(*INFER, "--features=auto").code == 0
     assert identity().features_output == "small"
+
+
+def test_the_report_projects_them(squashed: Project, command: Command) -> None:
+    assert command(*INFER, "--features=small").code == 0
+    outcome = command("report", "--json")
+    assert outcome.code == 0, outcome.stderr
+    found = json.loads(outcome.stdout)["projection"]
+    assert found["through"] == "means"
+    hard, values = hard_labels(), features().astype(np.float64)
+    members = [values[hard == int(name)] for name in found["classes"]]
+    first, second, third = means = [rows.mean(axis=0) for rows in members]
+    along = (second - first) / np.linalg.norm(second - first)
+    across = third - first - along * (along @ (third - first))
+    across /= np.linalg.norm(across)
+    rows = np.concatenate([each[:100] for each in members]) - np.mean(means, axis=0)
+    order = np.lexsort(np.stack([rows @ across, rows @ along]))
+    told = np.stack([found["x"], found["y"]])
+    told = told[:, np.lexsort(told[::-1])]
+    np.testing.assert_allclose(told, np.stack([rows @ along, rows @ across])[:, order], rtol=1e-3)
+    page = Page(Path("reports/report.html"))
+    assert "seen in the stored features" in page.text
+    assert "The stored features small , on the plane of the classes" in page.text
 
 
 def test_other_features_are_another_identity(squashed: Project, command: Command) -> None:
