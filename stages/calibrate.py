@@ -12,9 +12,10 @@ from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.evaluation.calibration import LOWEST_T, Descent, descend, fit_temperature
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
+from softlabel.pipeline.labelset.portions import RowReader
 from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes, refuse_folder
-from softlabel.pipeline.shards.block import LabelBlock, piece_rows
+from softlabel.pipeline.shards.block import LabelBlock, in_pieces, piece_rows
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import CalibrateParams
@@ -82,15 +83,21 @@ def _publish_for_dvc(report: CalibrateReport) -> None:
 
 
 def _known(labels: LabelSet, params: CalibrateParams, *, fitting: bool) -> Iterator[LabelBlock]:
-    """The rows with a hard label: those to fit on, or those to measure on."""
-    for block in labels.batches(piece_rows(labels.num_classes)):
-        if block.lengths is not None:
-            raise DataError(f"{labels.folder}: holds sequences, which calibrate does not take")
+    """The rows with a hard label, of sequences positions: those to fit on, or to measure on."""
+    for block in _blocks(labels):
         wanted = block.labels.is_valid().to_numpy(zero_copy_only=False)
         if params.fit_share < 1:
-            wanted = wanted & (_chosen(block.keys, params) == fitting)
+            chosen = _chosen(block.keys, params) == fitting
+            wanted = wanted & np.repeat(chosen, np.diff(block.starts()))
         if wanted.any():
-            yield block.take(np.flatnonzero(wanted))
+            # A sequence alone may be too long to be decoded whole.
+            yield from in_pieces([block.take_positions(np.flatnonzero(wanted))], labels.num_classes)
+
+
+def _blocks(labels: LabelSet) -> Iterator[LabelBlock]:
+    if labels.manifest.identity.positions:
+        return RowReader(labels).read(0, len(labels))
+    return labels.batches(piece_rows(labels.num_classes))
 
 
 def _chosen(keys: pa.StringArray, params: CalibrateParams) -> np.ndarray:

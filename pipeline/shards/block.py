@@ -108,6 +108,22 @@ class LabelBlock:
         """The rows of these numbers, in this order."""
         rows: npt.NDArray[np.int64] = np.asarray(numbers, np.int64)
         positions = rows if self.lengths is None else spread(self.starts(), rows)
+        return self._picked(rows, positions, None if self.lengths is None else self.lengths[rows])
+
+    def take_positions(self, numbers: npt.NDArray[np.integer]) -> LabelBlock:
+        """The positions of these numbers as rows of their own, each with its sequence's key."""
+        positions: npt.NDArray[np.int64] = np.asarray(numbers, np.int64)
+        rows = positions
+        if self.lengths is not None:
+            rows = np.searchsorted(self.starts(), positions, side="right") - 1
+        return self._picked(rows, positions, None)
+
+    def _picked(
+        self,
+        rows: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.uint32] | None,
+    ) -> LabelBlock:
         return LabelBlock(
             self.keys.take(pa.array(rows)),
             self.labels.take(pa.array(positions)),
@@ -116,7 +132,7 @@ class LabelBlock:
             {name: values[positions] for name, values in self.payload.items()},
             self.codec,
             None if self.views is None else self.views[rows],
-            None if self.lengths is None else self.lengths[rows],
+            lengths,
             None if self.features is None else self.features[positions],
         )
 

@@ -25,8 +25,8 @@ class CalibrateParams(Record):
         0.5,
         gt=0,
         le=1,
-        description="share of the rows that T is fitted on, chosen by key; the others are measured "
-        "(with 1 all rows do both)",
+        description="share of the rows that T is fitted on, chosen by key, so that a sequence's "
+        "positions stay together; the others are measured (with 1 all rows do both)",
     )
     bins: int = Field(15, ge=1, description="equal-width bins of the ECE, each (low, high]")
     seed: int = Field(0, ge=0, description="seed of the choice of rows")

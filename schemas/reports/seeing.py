@@ -89,9 +89,10 @@ class EvaluateReport(Record):
 class CalibrateReport(Record):
     """What 'calibrate' found, and the content of calibration.json.
 
-    temperature: divides the teacher's logits. before, after: figures of the measured rows at T = 1
-    and at the fitted T, with their reliability diagrams. outside_kept: share of the labels that a
-    topk set did not keep.
+    temperature: divides the teacher's logits. fitted_rows, measured_rows: those with a hard label,
+    of sequences positions. before, after: figures of the measured rows at T = 1 and at the fitted
+    T, with their reliability diagrams. outside_kept: share of the labels that a topk set did not
+    keep.
     """
 
     output: Path

@@ -1,21 +1,25 @@
 """calibrate from the command's side: what it writes, refuses, and what training makes of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 
 from softlabel.pipeline.shards import block
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.schemas.errors import DataError, ParameterError
+from softlabel.schemas.labelset import CodecName
 from softlabel.schemas.params import CalibrateParams, TrainParams
 from softlabel.schemas.sample import TeacherOutput
 from softlabel.stages import calibrate, train_student
 from tests.unit import builders
+from tests.unit.blocks import block_of, packing_of, write_set
 from tests.unit.builders import write_labels, write_source
 
 ONE_HOT = np.eye(4, dtype=np.float32)
@@ -86,6 +90,61 @@ def test_as_many_rows_are_decoded_at_a_time_as_their_classes_allow(
     assert max(sizes) <= 100 // len(builders.CLASSES)
     assert report.temperature == pytest.approx(whole.temperature, rel=1e-9)
     assert report.measured_rows == whole.measured_rows
+
+
+def sequences(codec: CodecName, lengths: Sequence[int]) -> LabelBlock:
+    """Positions whose hard labels are drawn from their soft targets at T = 2, or are unknown."""
+    found = block_of(packing_of(codec, positions=True), len(lengths), lengths=lengths)
+    random = np.random.default_rng(5)
+    drawn = [random.choice(6, p=row / row.sum()) for row in found.probs(2.0).astype(np.float64)]
+    unknown = np.arange(len(drawn)) % 5 == 0
+    return replace(found, labels=pa.array(drawn, pa.int32(), mask=unknown))
+
+
+@pytest.mark.parametrize("codec", ["dense-f16", "factored"])
+def test_positions_are_rows(
+    codec: CodecName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = sequences(codec, [7, 0, 40, 1, 12] * 3)
+    keys = pa.array([f"p{index}" for index in range(180)])
+    flat = replace(found, keys=keys, lengths=None)
+    write_set(tmp_path / "sequences", packing_of(codec, positions=True), [found])
+    write_set(tmp_path / "flat", packing_of(codec), [flat])
+    wanted, told = (
+        calibrate.run(
+            CalibrateParams(labels=tmp_path / name, output=tmp_path / "c.json", fit_share=1)
+        )
+        for name in ("flat", "sequences")
+    )
+    assert told.measured_rows == told.fitted_rows == wanted.fitted_rows == 144
+    assert told.temperature == pytest.approx(wanted.temperature, rel=1e-9)
+    for part in ("before", "after"):
+        figures = getattr(told, part).model_dump()
+        assert figures == pytest.approx(getattr(wanted, part).model_dump(), rel=1e-9)
+
+    sizes: list[int] = []
+    logits = LabelBlock.logits
+
+    def count(stored: LabelBlock, T: float = 1.0) -> npt.NDArray[np.float32]:
+        sizes.append(len(stored.top1))
+        return logits(stored, T)
+
+    monkeypatch.setattr(block, "PIECE_VALUES", 60)
+    monkeypatch.setattr(LabelBlock, "logits", count)
+    params = CalibrateParams(labels=tmp_path / "sequences", output=tmp_path / "c.json", fit_share=1)
+    assert calibrate.run(params).temperature == pytest.approx(wanted.temperature, rel=1e-9)
+    assert max(sizes) == 10
+
+
+def test_a_sequence_is_fitted_on_or_measured_as_a_whole(tmp_path: Path) -> None:
+    found = sequences("dense-f16", [10] * 40)
+    write_set(tmp_path / "labels", packing_of("dense-f16", positions=True), [found])
+    params = CalibrateParams(labels=tmp_path / "labels", output=tmp_path / "c.json")
+    report = calibrate.run(params)
+    # Of each sequence 8 positions have a hard label.
+    assert report.fitted_rows % 8 == report.measured_rows % 8 == 0
+    assert report.fitted_rows + report.measured_rows == 320
+    assert 0 < report.fitted_rows < 320
 
 
 def test_too_many_labels_outside_the_kept_are_refused(

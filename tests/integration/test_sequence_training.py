@@ -349,8 +349,6 @@ def test_what_takes_pictures_alone_says_so(
     world: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world)
-    label(world)
-    refused(command("calibrate"), 3, "labels: holds sequences")
     export = ("export", "--model=taggers:Tagger", "--samples=rows")
     refused(command(*export), 2, "--weights, --classes")
     told = ("--weights=w.safetensors", "--classes=a", "--classes=b")
