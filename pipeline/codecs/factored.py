@@ -121,3 +121,19 @@ class Factored:
         full = np.abs(self.head.logits(features))
         largest = np.where(np.isfinite(full), full, 0).max(axis=1)
         return np.asarray(moved.max(axis=1) + HEAD_TOLERANCE * largest)
+
+
+@dataclass(frozen=True, slots=True)
+class FactoredRows:
+    """N rows as they are stored, for who multiplies by the head.
+
+    features: float16 `[N, d]`. top1 `[N]`.
+    """
+
+    codec: Factored
+    features: npt.NDArray[np.float16]
+    top1: npt.NDArray[np.unsignedinteger]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> FactoredRows:
+        """The rows of these numbers, in this order."""
+        return FactoredRows(self.codec, self.features[rows], self.top1[rows])

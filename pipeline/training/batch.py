@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from softlabel.pipeline.codecs.factored import FactoredRows
 from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.shards.block import LabelBlock, spread
 
@@ -20,8 +21,9 @@ class TrainingBatch:
 
     Of sequences pixels are inputs as in `SampleBlock`, lengths says how many positions each has,
     and all else is of these positions, one sample's after the other; a label may be `IGNORED`.
-    teacher: logits `[N, C]`; sparse: in their place what a `topk` set kept, where asked for.
-    features: its stored features, float16 `[N, d]`, where asked for.
+    teacher: logits `[N, C]`; sparse, factored: in their place what a `topk` set kept, or what a
+    `factored` one stores, where asked for. features: its stored features, float16 `[N, d]`,
+    likewise.
     share: how much of a step's batch these are: less than 1 where ranks or parts divide it; of
     sequences how many of its positions, and labelled_share of those with a hard label.
     """
@@ -35,6 +37,7 @@ class TrainingBatch:
     share: float = 1.0
     lengths: npt.NDArray[np.uint32] | None = None
     labelled_share: float = 1.0
+    factored: FactoredRows | None = None
 
     @property
     def labelled(self) -> int:
@@ -55,6 +58,7 @@ class TrainingBatch:
             self.share,
             None if lengths is None else lengths[rows],
             self.labelled_share,
+            None if self.factored is None else self.factored.take(places),
         )
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
@@ -80,6 +84,7 @@ class TrainingBatch:
                 self.share * float(stop - start) / max(1, len(self.labels)),
                 None if self.lengths is None else self.lengths[first:end],
                 self.labelled_share * labelled,
+                None if self.factored is None else self.factored.take(np.arange(start, stop)),
             )
 
     def _starts(self) -> npt.NDArray[np.int64]:

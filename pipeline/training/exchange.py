@@ -62,7 +62,7 @@ def taught(batch: TrainingBatch, sets: Sequence[LabelSet], T: float) -> Training
     """
     logits = [labels.lookup(batch.keys).logits(T) for labels in sets]
     mean = logits[0] if len(logits) == 1 else _mean(logits, T)
-    return replace(batch, teacher=mean, sparse=None)
+    return replace(batch, teacher=mean, sparse=None, factored=None)
 
 
 def _mean(logits: Sequence[Floats], T: float) -> Floats:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from softlabel.pipeline.classes import class_map
+from softlabel.pipeline.codecs.factored import Factored
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
@@ -87,6 +88,7 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
         labels,
         fitted * soft_term(params, 0).temperature,
         sparse=sparse and params.loss == "kd" and params.tail == "bucket",
+        factored=isinstance(labels, LabelSet) and isinstance(labels.codec, Factored),
         features=width is not None,
         without=without,
     )

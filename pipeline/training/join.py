@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.codecs.factored import Factored
+from softlabel.pipeline.codecs.factored import Factored, FactoredRows
 from softlabel.pipeline.labelset.keys import key_hashes
 from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.pipeline.shards.block import LabelBlock, concat_blocks
@@ -54,7 +54,8 @@ class JoinedSamples:
     """The samples of a source, with the labels of a label set where one is given.
 
     temperature: the one at which the labels will be used; `topk` logits depend on it. sparse: hand
-    over what a `topk` set kept as it is, and do not spread its tail over all classes. features:
+    over what a `topk` set kept as it is, and do not spread its tail over all classes. factored:
+    hand over what a `factored` set stores as it is, and leave the head to who trains. features:
     hand over the stored features, which the set must have. without: a label set of the source that
     is not joined, and whose left-out samples are left out here too.
 
@@ -70,6 +71,7 @@ class JoinedSamples:
         temperature: float = 1.0,
         *,
         sparse: bool = False,
+        factored: bool = False,
         features: bool = False,
         without: Labels | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class JoinedSamples:
         self._labels = labels
         self._temperature = temperature
         self._sparse = sparse
+        self._factored = factored
         self._features = features
         if labels is not None:
             labels.check_temperature(temperature)
@@ -116,9 +119,11 @@ class JoinedSamples:
         shared = list(batch_shares(self.rows, batch_size, first_batch, part))[:batches]
         joined = self.batches(seed, epoch, shuffle_rows, [span for span, _ in shared])
         for batch, (_, share) in zip(joined, shared, strict=True):
-            teacher = sparse = features = None
+            teacher = sparse = factored = features = None
             if batch.block is not None and self._sparse:
                 sparse = batch.block.sparse(self._temperature)
+            elif batch.block is not None and self._factored:
+                factored = _factored_rows(batch.block)
             elif batch.block is not None:
                 teacher = batch.block.logits(self._temperature)
             if batch.block is not None and self._features:
@@ -132,6 +137,7 @@ class JoinedSamples:
                 features,
                 share,
                 batch.lengths,
+                factored=factored,
             )
 
     def batches(
@@ -244,6 +250,11 @@ class JoinedSamples:
             check_joined(keys, labels, views, self._labels)
         check_hard_labels(keys, hard, labels, self._labels)
         return labels
+
+
+def _factored_rows(block: LabelBlock) -> FactoredRows:
+    assert isinstance(block.codec, Factored)
+    return FactoredRows(block.codec, block.payload["features"], block.top1)
 
 
 def _stored_features(block: LabelBlock) -> npt.NDArray[np.float16] | None:

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from softlabel.pipeline.codecs import in_torch
 from softlabel.pipeline.labelset.keys import few
 from softlabel.pipeline.teachers.sequence_model import tensors
 from softlabel.pipeline.training.batch import TrainingBatch
@@ -119,6 +120,11 @@ class Lesson:
             ids = self._tensor(part.sparse.ids.astype("int64"))
             logits, tail = self._tensor(part.sparse.logits), self._tensor(part.sparse.tail_lse)
             return SparseTeacher(ids, logits / self._fitted, tail)
+        if part.factored is not None:
+            features = self._tensor(part.factored.features)
+            top1 = self._tensor(part.factored.top1.astype("int64"))
+            columns = {"features": features, "top1": top1}
+            return in_torch.decode(part.factored.codec, columns, T=1.0) / self._fitted
         if part.teacher is None:
             return None
         return self._tensor(part.teacher).float() / self._fitted

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from softlabel.pipeline.codecs.factored import Factored, FactoredRows, Head
 from softlabel.pipeline.codecs.numerics import softmax
 from softlabel.pipeline.labelset.labelset import LabelSet
 from softlabel.pipeline.sources.source import Source
@@ -67,6 +68,18 @@ def test_the_teacher_is_the_mean_of_probabilities_at_the_temperature(tmp_path: P
     assert alone is not None
     wanted = np.tile([1 / 8, 3 / 8, 1 / 2, 0], (3, 1))
     assert softmax(alone, 2.0) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_was_stored_of_the_batch_is_heard_no_more(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "data", (3,))
+    one = speaker(tmp_path / "one", source, [3, 1, 0, 0])
+    (batch,) = JoinedSamples(source, None).epoch(0, 0, 4, 100)
+    head = Head(np.ones((4, 2), np.float32), np.zeros(4, np.float32))
+    rows = np.zeros(3, np.uint16)
+    stored = FactoredRows(Factored(head, (1.0,)), np.ones((3, 2), np.float16), rows)
+    heard = taught(replace(batch, factored=stored), [one], T=1.0)
+    assert heard.factored is None
+    assert heard.teacher is not None
 
 
 def test_a_key_that_nobody_spoke_of_is_named(tmp_path: Path) -> None:

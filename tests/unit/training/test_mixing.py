@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from softlabel.pipeline.codecs.factored import Factored, FactoredRows, Head
 from softlabel.pipeline.codecs.sparse import SparseTargets
 from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.fabric import make_fabric
@@ -159,6 +160,20 @@ def test_kept_classes_are_mixed_side_by_side() -> None:
     expected = SHARE * table[rows, rows] + (1 - SHARE) * table[MIXTURE.partners, rows]
     assert got.terms.soft is not None
     torch.testing.assert_close(got.terms.soft, expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_factored_rows_are_mixed_as_the_logits_that_they_make() -> None:
+    random = np.random.default_rng(3)
+    weight = random.normal(size=(CLASSES, 3)).astype(np.float32)
+    codec = Factored(Head(weight, np.zeros(CLASSES, np.float32)), (T,))
+    features = random.normal(size=(ROWS, 3)).astype(np.float16)
+    logits = codec.head.logits(features)
+    stored = FactoredRows(codec, features, logits.argmax(axis=1).astype(np.uint16))
+    losses = [
+        lesson().mixed(whole, whole.take(MIXTURE.partners), MIXTURE, epoch=0).terms.total
+        for whole in (batch(teacher=None, factored=stored), batch(teacher=logits))
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
