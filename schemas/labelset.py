@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import NumberInput, OutputKind, Preprocess, check_fed
+from softlabel.schemas.teacher import Grid, NumberInput, OutputKind, Preprocess, check_fed
 
 CodecName = Literal["dense-f32", "dense-f16", "dense-u8", "topk", "factored"]
 Tail = Literal["uniform", "prior"]
@@ -119,7 +119,8 @@ class Identity(Record):
     kept a row by the codec `topk`, null for the others. tail: how `topk` spreads the mass of the
     classes it left out. head_sha256: of the head that `factored` multiplies by. features: width
     of the stored inner output, null without one; features_output: its name in the teacher's graph.
-    positions: a row is a sequence of positions.
+    positions: a row is a sequence of positions. grid: height and width of those of a picture, which
+    stand row by row; null where samples are none.
     epoch: of a label memory, the epoch from 0 at whose end it was published; with span, from 0, the
     one before whose span it was said.
     """
@@ -146,6 +147,7 @@ class Identity(Record):
     features: int | None = None
     features_output: str | None = None
     positions: bool = False
+    grid: Grid | None = None
     epoch: int | None = None
     span: int | None = None
     derived: Derivation | None = None

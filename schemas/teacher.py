@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol
+from fractions import Fraction
+from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,8 @@ OutputKind = Literal["logits", "probabilities", "log-probabilities"]
 PROBABILITY_FLOOR: Final = 2.0**-126
 
 
+# Height and width of the positions that a picture has, where something is said of each.
+Grid = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
@@ -53,6 +56,13 @@ class Framing(Record):
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one picture."""
         return (self.height, self.width, self.channels)
+
+    @property
+    def part_of_picture(self) -> tuple[Fraction, Fraction] | None:
+        """Height and width of what is seen, in shorter sides of the picture; None for all of it."""
+        if self.resize is None:
+            return None
+        return Fraction(self.height, self.resize), Fraction(self.width, self.resize)
 
 
 class Preprocess(Record):
@@ -114,6 +124,7 @@ class SequenceInputs(Record):
     inputs: tuple[NumberInput, ...]
     preprocess: None = None
     positions: Literal[True] = True
+    grid: None = None
 
 
 class Fed(Protocol):
@@ -129,21 +140,28 @@ class Fed(Protocol):
 
     @property
     def positions(self) -> bool | None:
-        """Whether samples are sequences, and it speaks of each of their positions."""
+        """Whether it speaks of each position of a sequence, or of a picture."""
+
+    @property
+    def grid(self) -> Grid | None:
+        """Height and width of the positions of a picture, which stand row by row; else None."""
 
 
 def check_fed(fed: Fed) -> None:
-    """Raise ValueError unless there are either pictures or named numbers."""
+    """Raise ValueError unless there are either pictures, maybe with positions, or numbers."""
     if (fed.preprocess is None) == (not fed.inputs):
         raise ValueError("preprocess and inputs go in each other's place; give one")
+    if fed.grid is not None and (fed.preprocess is None or not fed.positions):
+        raise ValueError("grid is of pictures' positions; give preprocess, and positions as true")
 
 
 class TeacherSpec(Record):
     """Everything about a teacher that its graph does not say; stored inside the ONNX file.
 
     inputs: of a teacher that takes no pictures, in place of `preprocess`. positions: true where it
-    says something of each position of a sequence, else null. features: the output that holds its
-    penultimate features, null without one.
+    says something of each position, else null. grid: of a picture's positions, which stand row by
+    row; null where there are none. features: the output that holds its penultimate features, null
+    without one.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -153,6 +171,7 @@ class TeacherSpec(Record):
     output: str
     output_kind: OutputKind = "logits"
     positions: bool | None = None
+    grid: Grid | None = None
     features: str | None = None
     opset: int | None = None
 

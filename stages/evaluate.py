@@ -24,12 +24,13 @@ from softlabel.pipeline.progress import Progress, Quiet
 from softlabel.pipeline.publish import make_folder, publish_bytes
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.training.agreement import check_positions, positions_of
 from softlabel.pipeline.training.cards import find_cards, read_card
 from softlabel.pipeline.training.fabric import make_fabric
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.pipeline.training.penultimate import Penultimate
 from softlabel.pipeline.training.student import load_student
-from softlabel.pipeline.training.validation import predict
+from softlabel.pipeline.training.validation import batch_rows, predict
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.model import report_json
 from softlabel.schemas.params import EvaluateParams
@@ -85,6 +86,7 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
     students: list[StudentMetrics] = []
     runs: list[RunMetrics] = []
     loaded = [_load(path, source) for path in cards]
+    _check_positions(loaded, labels)
     templates = loaded[0].templates
     three = None if templates is None else choose_three(templates)
     for members in _by_run(loaded):
@@ -110,9 +112,22 @@ def run(params: EvaluateParams, progress: Progress | None = None) -> EvaluateRep
 
 def _load(path: Path, source: Source) -> _Student:
     card, model = load_student(path)
-    source = source.fed(card, f"student {path}")
+    source = source.fed(card, f"student {path}").naming(source.classes)
     order = class_map(card.classes, source.classes, (f"student {path}", f"source {source.path}"))
     return _Student(path, card, model, order, source, Penultimate(model, len(card.classes)))
+
+
+def _check_positions(students: Sequence[_Student], labels: LabelSet | None) -> None:
+    """Raise DataError where they do not speak of the same positions of a picture."""
+    first = students[0]
+    for other in students:
+        if other.card.grid != first.card.grid:
+            raise DataError(
+                f"{other.path}: speaks of {positions_of(other.card.grid)}, {first.path} of "
+                f"{positions_of(first.card.grid)}; measure them one by one"
+            )
+        if labels is not None:
+            check_positions(other.source, labels, f"student {other.path}")
 
 
 def _by_run(students: Sequence[_Student]) -> list[list[_Student]]:
@@ -135,7 +150,7 @@ def _measure(
     plane = None if three is None else _plane(members[0], three)
     # What it says of views is asked for these pictures alone.
     beside = labels if labels is not None and labels.manifest.identity.augment is None else None
-    stored = _stored(beside, source, params.batch_size)
+    stored = _stored(beside, source, batch_rows(members[0].source, params.batch_size))
     said = zip(*(_said(member, labels, fabric, params) for member in members), strict=True)
     for batch, teacher in zip(said, stored, strict=beside is not None):
         taught = None if teacher is None else teacher.argmax(axis=1)
@@ -210,7 +225,8 @@ def _said(
     """
     model = fabric.setup(student.model)
     own, rejects = student.source.reopen(), () if labels is None else labels.rejects
-    for logits, batch in predict(model, fabric, own, params.batch_size, rejects):
+    rows = batch_rows(own, params.batch_size)
+    for logits, batch in predict(model, fabric, own, rows, rejects):
         values = logits.numpy()
         features = student.last_layer.features(logits)
         yield _Said(
@@ -245,13 +261,14 @@ def _on_views(
 def _labelled(labels: LabelSet, source: Source) -> JoinedSamples:
     """The source as the teacher saw it, with what it said."""
     own = source.reopen().fed(labels.manifest.identity, f"the teacher of {labels.folder}")
-    return JoinedSamples(own, labels)
+    return JoinedSamples(own.naming(source.classes), labels)
 
 
 def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) -> LabelSetMetrics:
     metrics = ClassifierMetrics(params.bins)
     outside = 0
-    for samples, block in _labelled(labels, source).in_order(params.batch_size):
+    joined = _labelled(labels, source)
+    for samples, block in joined.in_order(batch_rows(joined.source, params.batch_size)):
         hard = samples.hard_labels().astype(np.int64)
         known = np.flatnonzero(hard >= 0)
         metrics.add(block.logits()[known], hard[known])

@@ -30,6 +30,7 @@ from softlabel.pipeline.teachers.models import (
     count_parameters,
     load_weights,
 )
+from softlabel.pipeline.teachers.position_model import with_positions
 from softlabel.pipeline.teachers.sequence_export import check_sequence_parity, export_sequences
 from softlabel.pipeline.teachers.sequence_model import SequenceModel, check_said, taken_inputs
 from softlabel.pipeline.teachers.timm_config import timm_preprocessing
@@ -39,7 +40,7 @@ from softlabel.schemas.labelset import sha256_of
 from softlabel.schemas.params import ExportParams
 from softlabel.schemas.reports import ExportReport
 from softlabel.schemas.sample import Array
-from softlabel.schemas.teacher import Preprocess, TeacherSpec
+from softlabel.schemas.teacher import Grid, Preprocess, TeacherSpec
 
 OF_PICTURES = ("height", "width", "channels", "resize", "interpolation", "mean", "std")
 
@@ -98,11 +99,24 @@ def _pictures(params: ExportParams, samples: Source | None) -> _Done:
     inner = build_model(params.model, params.model_args, len(spec.classes), preprocess.channels)
     assert params.weights is not None
     load_weights(inner, params.weights)
-    model = PictureModel(inner, preprocess.mean, preprocess.std)
-    pixels, checked_on = _parity_pixels(params, preprocess, samples)
+    model: PictureModel = PictureModel(inner, preprocess.mean, preprocess.std)
+    positions = with_positions(model, preprocess.shape, len(spec.classes))
+    if positions is not None:
+        model, grid = positions
+        spec = _of_positions(spec, grid)
+    pixels, checked_on = _parity_pixels(params, spec, preprocess, samples)
     exported = export_onnx(model, spec, params.opset)
     parity = check_parity(model, exported, pixels, params.tolerance)
     return _Done(exported, parity, count_parameters(inner), checked_on)
+
+
+def _of_positions(spec: TeacherSpec, grid: Grid) -> TeacherSpec:
+    if spec.features is not None:
+        raise ParameterError(
+            "export: features are of models that say one thing a picture, and this one speaks of "
+            "positions; leave --features out"
+        )
+    return spec.model_copy(update={"positions": True, "grid": grid})
 
 
 def _sequences(params: ExportParams, samples: Source) -> _Done:
@@ -202,11 +216,11 @@ def _refuse_missing(missing: Sequence[str]) -> None:
 
 
 def _parity_pixels(
-    params: ExportParams, preprocess: Preprocess, samples: Source | None
+    params: ExportParams, spec: TeacherSpec, preprocess: Preprocess, samples: Source | None
 ) -> tuple[Array, str]:
     rows = max(PARITY_BATCH_SIZES)
     if samples is None:
         random = np.random.default_rng(0)
         return random.integers(0, 256, (rows, *preprocess.shape), np.uint8), "random pictures"
-    pixels = samples.framed(preprocess.framing, params.model).first(rows).inputs
+    pixels = samples.fed(spec, params.model).first(rows).inputs
     return np.resize(pixels, (rows, *preprocess.shape)), f"samples of {params.samples}"

@@ -98,6 +98,7 @@ def _report(folder: Path, labels: LabelSet, seen: _Seen) -> InspectReport:
         augment=identity.augment,
         seed=identity.seed,
         positions=seen.positions if identity.positions else None,
+        grid=identity.grid,
         features=identity.features,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),

@@ -19,7 +19,6 @@ from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.models import (
     PictureModel,
     build_model,
-    check_fits,
     count_parameters,
     weights_bytes,
 )
@@ -43,6 +42,7 @@ from softlabel.pipeline.training.members import (
 )
 from softlabel.pipeline.training.memory import MEMORY_FOLDER, LabelMemory, memory_identity
 from softlabel.pipeline.training.optimizing import make_optimizer
+from softlabel.pipeline.training.positions import speaking_of
 from softlabel.pipeline.training.shares import Share
 from softlabel.pipeline.training.state import Generators
 from softlabel.pipeline.training.stepwise import begin_stepwise, train_stepwise
@@ -259,9 +259,7 @@ def _picture_model(params: TrainParams, source: Source) -> PictureModel:
     inner = build_model(
         params.model, params.model_args, len(source.classes), seen.channels, params.weights
     )
-    model = PictureModel(inner, seen.mean, seen.std)
-    check_fits(model, params.model, source.shape, len(source.classes))
-    return model
+    return speaking_of(PictureModel(inner, seen.mean, seen.std), source, params.model)
 
 
 def _preprocess(params: TrainParams, source: Source) -> Preprocess:
@@ -348,6 +346,7 @@ def _card(
         weights_sha256=sha256_of(weights),
         classes=inputs.source.classes,
         **seen,
+        grid=inputs.source.grid,
         parameters=report.parameters,
         loss=params.loss,
         targets=params.targets,

@@ -36,7 +36,8 @@ def why_not_replayed(manifest: Manifest) -> str | None:
         return f"not replayed: made by merge from {members} label sets; verify each of those"
     if manifest.identity.epoch is not None:
         return "not replayed: a student said these while it trained; no file can be asked again"
-    if manifest.identity.positions and manifest.identity.inputs is None:
+    identity = manifest.identity
+    if identity.positions and identity.inputs is None and identity.grid is None:
         return "not replayed: sequences cannot be made again from a source of pictures"
     if manifest.identity.views > 1 and manifest.identity.augment is None:
         return "not replayed: the set does not say how its views were made"

@@ -26,7 +26,7 @@ from softlabel.schemas.errors import DataError
 
 Values = npt.NDArray[Any]
 # Enough for what tells one set of labels from another: same samples, same rows of each.
-ALIKE = ("source", "views", "seed", "augment", "positions", "temperatures")
+ALIKE = ("source", "views", "seed", "augment", "positions", "grid", "temperatures")
 
 
 def mean_of(mean: Mean, members: Sequence[tuple[Doubles, Doubles]]) -> tuple[Floats, Floats]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def session_at(
     def at_size(size: int) -> RunTeacher:
         return session.resized(size).run
 
-    samples, positions = task.blank, 1
+    samples, positions = task.blank, math.prod(task.source.grid or ())
     if task.source.numbers is not None and task.teachers.first.spec.positions:
         longest = _longest(task.source)
         positions = longest[POSITIONS].shape[1]

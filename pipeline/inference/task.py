@@ -83,6 +83,7 @@ class Task:
             seed=self.seed,
             augment=self.augment,
             positions=bool(spec.positions),
+            grid=spec.grid,
             temperatures=temperatures,
             codec=codec,
             k=k,

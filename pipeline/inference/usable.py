@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from softlabel.pipeline.shards.block import spread
 from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.packed import PackedOutput
 from softlabel.schemas.errors import DataError
@@ -41,7 +43,14 @@ class Slots:
         if not len(kept):
             return None
         output = run_teacher(self.samples.inputs)
-        return self.samples.take(kept), output.take(kept)
+        return self.samples.take(kept), output.take(self._outputs(kept))
+
+    def _outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the output of these samples stands, which has one for each position."""
+        lengths = self.samples.lengths
+        if lengths is None:
+            return rows
+        return spread(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), rows)
 
 
 def read_slots(source: Source, segments: Sequence[Segment], on_bad: OnBadSample) -> Slots:

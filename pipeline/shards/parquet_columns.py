@@ -42,6 +42,7 @@ def shard_header(packing: Packing) -> dict[str, Any]:
         "num_classes": len(identity.classes),
         "views": identity.views,
         "positions": identity.positions,
+        "grid": None if identity.grid is None else list(identity.grid),
         "features": identity.features,
     }
     return {name: value for name, value in header.items() if value is not None}

@@ -57,10 +57,10 @@ class StoredArray:
 class ArrayShard:
     """Pictures uint8 `[N, height, width]` or `[N, height, width, channels]`, and their labels.
 
-    labels: integers `[N]` or `[N, 1]`, -1 where unknown; None: all unknown. stem, digits: keys are
-    `STEM-NUMBER`. stated: the shard's SHA-256, where it was taken already. stays: leave pictures in
-    their mapped file when they are read. The loaded arrays are kept. Raises DataError where the
-    arrays cannot be used.
+    labels: integers `[N]` or `[N, 1]`, -1 where unknown, or masks `[N, height, width]`; None: all
+    unknown. masked: they are masks. stem, digits: keys are `STEM-NUMBER`. stated: the shard's
+    SHA-256, where it was taken already. stays: leave pictures in their mapped file when they are
+    read. The loaded arrays are kept. Raises DataError where the arrays cannot be used.
     """
 
     def __init__(
@@ -83,12 +83,13 @@ class ArrayShard:
         self.stated: str | None = self.sha256()
         height, width, *channels = pictures.shape[1:]
         self.shape = (height, width, channels[0] if channels else 1)
+        self.masked = labels is not None and len(labels.shape) == 3
         self.stem = stem
         self.stays = False
         self._digits = digits
         self._pictures = pictures
         self._labels = labels
-        self._loaded: tuple[Array | RemoteArray, pa.Int32Array] | None = None
+        self._loaded: tuple[Array | RemoteArray, pa.Int32Array | Array | RemoteArray] | None = None
 
     def read(self, first: int, rows: int) -> Iterator[ShardRows]:
         """Rows `first` to `first + rows`, where they lie in the file if they are mapped."""
@@ -99,7 +100,10 @@ class ArrayShard:
         if self.stays and isinstance(pictures, np.memmap):
             own = mapped_rows(pictures, first, rows)
         keys = numbered_keys(self.stem, first, rows, self._digits)
-        yield ShardRows(keys, own, labels.slice(first, rows))
+        if isinstance(labels, pa.Array):
+            yield ShardRows(keys, own, labels.slice(first, rows))
+        else:
+            yield ShardRows(keys, own, _as_lists(labels[first : first + rows]))
 
     def keys(self) -> pa.StringArray:
         """The keys of all rows, in order; nothing is read."""
@@ -135,9 +139,12 @@ class ArrayShard:
             return pictures
         return pictures.reshape(self.rows, *self.shape)
 
-    def _read_labels(self) -> pa.Int32Array:
+    def _read_labels(self) -> pa.Int32Array | Array | RemoteArray:
+        """The labels of all pictures, or their masks where these lie."""
         if self._labels is None:
             return pa.nulls(self.rows, pa.int32())
+        if self.masked:
+            return self._labels.loaded()
         labels = self._labels.loaded()[:].reshape(-1)
         limits = np.iinfo(np.int32)
         bad = (labels > limits.max) | (labels < limits.min)
@@ -160,12 +167,24 @@ def array_source(path: Location, shards: Sequence[ArrayShard]) -> Source:
                 f"{path}: {shard.name} has pictures of {list(shard.shape)}, {first.name} of "
                 f"{list(first.shape)} [height, width, channels]; bring them to one shape"
             )
+        if shard.masked != first.masked:
+            one, other = (first, shard) if first.masked else (shard, first)
+            raise DataError(
+                f"{path}: {one.name} has masks for labels, {other.name} has none; give each file "
+                "its masks, or open them one by one"
+            )
     long = sum(shard.rows for shard in shards) >= MAPPED_ROWS * len(shards)
     # All alike: a window puts the rows of several shards together.
     stays = long and all(shard.in_rows for shard in shards)
     for shard in shards:
         shard.stays = stays
-    return Source(path, shards, (), first.shape)
+    return Source(path, shards, (), first.shape, masked=first.masked)
+
+
+def _as_lists(masks: Array) -> pa.FixedSizeListArray:
+    """Masks `[N, height, width]` as lists of the pixels of each."""
+    pixels = pa.array(np.ascontiguousarray(masks).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(pixels, masks.shape[1] * masks.shape[2])
 
 
 def chosen_one(path: Location, found: Mapping[str, StoredArray], what: str) -> StoredArray | None:
@@ -205,9 +224,10 @@ def check_label_kind(labels: StoredArray) -> None:
 
 def _check_labels(pictures: StoredArray, labels: StoredArray) -> None:
     check_label_kind(labels)
-    if len(labels.shape) != 1 and (len(labels.shape), *labels.shape[1:]) != (2, 1):
+    if not labels.shape or labels.shape[1:] not in ((), (1,), pictures.shape[1:3]):
         raise DataError(
-            f"{labels.place}: expected labels [N], got {list(labels.shape)}; save one a picture"
+            f"{labels.place}: expected labels [N], got {list(labels.shape)}; save one a picture, "
+            f"or masks of {pictures.shape[1]}x{pictures.shape[2]}, as large as the pictures"
         )
     if labels.shape[0] != pictures.shape[0]:
         raise DataError(

@@ -25,7 +25,12 @@ from softlabel.pipeline.sources.label_columns import (
     features_of,
 )
 from softlabel.pipeline.sources.number_columns import NumberColumns, find_numbers
-from softlabel.pipeline.sources.picture_columns import PIECE_ROWS, find_columns, has_pictures
+from softlabel.pipeline.sources.picture_columns import (
+    PIECE_ROWS,
+    find_columns,
+    has_masks,
+    has_pictures,
+)
 from softlabel.pipeline.sources.reasons import no_such_source, reason
 from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.sequences import Sequences
@@ -68,7 +73,14 @@ def open_hf_disk(path: Path) -> Source:
     first = shards[0].columns
     numbers = first.numbers if isinstance(first, NumberColumns) else None
     others = first.others
-    return Source(path, shards, others.classes, numbers=numbers, listed=others.listed)
+    return Source(
+        path,
+        shards,
+        others.classes,
+        numbers=numbers,
+        listed=others.listed,
+        masked=has_masks(first),
+    )
 
 
 class ArrowTable:

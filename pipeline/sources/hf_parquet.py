@@ -25,6 +25,7 @@ from softlabel.pipeline.sources.picture_columns import (
     PIECE_BYTES,
     PIECE_ROWS,
     find_columns,
+    has_masks,
     has_pictures,
 )
 from softlabel.pipeline.sources.reasons import reason
@@ -53,7 +54,14 @@ def open_hf_parquet(path: Location, files: Sequence[Location]) -> Source:
     first = shards[0].columns
     numbers = first.numbers if isinstance(first, NumberColumns) else None
     others = first.others
-    return Source(path, shards, others.classes, numbers=numbers, listed=others.listed)
+    return Source(
+        path,
+        shards,
+        others.classes,
+        numbers=numbers,
+        listed=others.listed,
+        masked=has_masks(first),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from softlabel.schemas.teacher import Framing
 
 # Readers that take nothing but pictures; a few kilobytes may claim to be any number of pixels.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Of those, the ones that keep every number as it was.
+EXACT_FORMATS = ("PNG", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 2**26
 # Of one picture as it is stored: what these pixels take, and far more than anybody's JPEG.
 MOST_BYTES = 2**29
@@ -73,13 +75,17 @@ class Decoder:
         )
 
     def make_all(
-        self, rows: int, shape: tuple[int, ...], make: Callable[[int], Array]
+        self,
+        rows: int,
+        shape: tuple[int, ...],
+        make: Callable[[int], Array],
+        kind: type[np.integer] = np.uint8,
     ) -> tuple[Array, dict[int, str]]:
-        """What `make` gives for each row, uint8 `[rows, *shape]`; and the rows it refuses, why.
+        """What `make` gives for each row, `[rows, *shape]`; and the rows it refuses, why.
 
-        It refuses one by raising BadPicture.
+        It refuses one by raising BadPicture. kind: of the numbers that it gives.
         """
-        arrays = np.empty((rows, *shape), np.uint8)
+        arrays = np.empty((rows, *shape), kind)
 
         def portion(first: int) -> dict[int, str]:
             bad = {}
@@ -120,6 +126,25 @@ def decoded(data: bytes | None, channels: int) -> Image.Image:
     except MemoryError:
         raise
     # Whatever a damaged file makes Pillow's readers stumble over, struct.error and KeyError too.
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
+def decoded_mask(data: bytes | None) -> Array:
+    """The class numbers of one encoded mask, `[height, width]`. Raises BadPicture."""
+    image = _opened(data)
+    if image.format not in EXACT_FORMATS:
+        raise BadPicture(
+            f"its mask is a {image.format}, which blurs the numbers of classes; write PNG"
+        )
+    if image.mode not in ("1", "L", "P", *DEEP_MODES) or image.mode == "F":
+        raise BadPicture(
+            f"its mask is in colour (mode {image.mode}); write the number of a class in each pixel"
+        )
+    try:
+        return np.asarray(image)
+    except MemoryError:
+        raise
     except Exception as error:
         raise _undecodable(error) from error
 

@@ -6,6 +6,7 @@ Each format brings shards with the few members of `SourceShard`; all else is her
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from softlabel.pipeline.sources.fitting import fitted_input, size
 from softlabel.pipeline.sources.mapped import MappedRows, read_ahead
+from softlabel.pipeline.sources.masks import mask_labels, unknown_labels
 from softlabel.pipeline.sources.pictures import BadPicture, Decoder, picture_shape
 from softlabel.pipeline.sources.pieces import Piece, concat_samples, sample_block
 from softlabel.pipeline.sources.sequences import SequenceRows, Sequences, find_sequences
@@ -33,7 +35,7 @@ from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject, Segment, SourceDigest, SourceFile
 from softlabel.schemas.location import Location, Url
 from softlabel.schemas.sample import Array, SampleBlock
-from softlabel.schemas.teacher import Fed, Framing, NumberInput
+from softlabel.schemas.teacher import Fed, Framing, Grid, NumberInput
 
 
 class Source:
@@ -45,8 +47,10 @@ class Source:
     table without pictures, else None; its shards are `NumberShard`s, and `read` gives a structured
     array of what `fed` chose, or sequences. listed: hard labels are lists, one of each position of
     a sequence. decoder: who decodes; reopened readers share it. maker: makes views
-    of the pictures, in their place. Not safe for use by two threads at once; `reopen` gives each
-    its own.
+    of the pictures, in their place. grid: height and width of the positions that each picture has:
+    labels are lists with one of each; None where a picture has one label. masked: hard labels are
+    masks, of use on a grid alone: a whole picture has none. Not safe for use by two threads at
+    once; `reopen` gives each its own.
 
     Raises DataError where there are no samples.
     """
@@ -63,10 +67,14 @@ class Source:
         maker: Views | None = None,
         *,
         listed: bool = False,
+        masked: bool = False,
+        grid: Grid | None = None,
     ) -> None:
         self.path = path
         self.numbers = numbers
         self.listed = listed
+        self.masked = masked
+        self.grid = grid
         self._maker = maker
         self._decoder = decoder or Decoder()
         self.classes = classes
@@ -121,7 +129,8 @@ class Source:
         Raises DataError, naming `taker`, where it has nothing that is taken.
         """
         if wanted.preprocess is not None:
-            return self.framed(wanted.preprocess.framing, taker)
+            framed = self.framed(wanted.preprocess.framing, taker)
+            return framed if wanted.grid is None else framed.on_grid(wanted.grid)
         assert wanted.inputs is not None
         return self._taking(wanted.inputs, taker, positions=bool(wanted.positions))
 
@@ -141,6 +150,13 @@ class Source:
             return self
         return self._with(self.classes, wanted)
 
+    def on_grid(self, grid: Grid) -> Source:
+        """The framed source with labels of so many positions of each picture, row by row.
+
+        Labels of whole pictures are none of their positions: they are unknown, and classes go.
+        """
+        return self._with(self.classes if self.masked else (), self.framing, grid=grid)
+
     def viewed(self, augmentation: Augmentation, seed: int, views: int) -> Source:
         """The framed source with so many views of each sample in its place.
 
@@ -150,6 +166,11 @@ class Source:
         if self.numbers is not None:
             raise DataError(
                 f"{self.path}: holds numbers, and views are of pictures; leave augment out"
+            )
+        if self.grid is not None:
+            raise DataError(
+                f"{self.path}: views are of pictures with one label, and the teacher speaks of "
+                "positions; leave augment out"
             )
         height, width, channels = self.shape
         if channels not in (1, 3):
@@ -198,7 +219,11 @@ class Source:
         return self if self.classes else self._with(tuple(classes), self.framing, self._maker)
 
     def _with(
-        self, classes: tuple[str, ...], framing: Framing | None, maker: Views | None = None
+        self,
+        classes: tuple[str, ...],
+        framing: Framing | None,
+        maker: Views | None = None,
+        grid: Grid | None = None,
     ) -> Source:
         shards = [shard.reopen() for shard in self._shards.values()]
         shape = None if framing else self._shape
@@ -212,6 +237,8 @@ class Source:
             self.numbers,
             maker,
             listed=self.listed,
+            masked=self.masked,
+            grid=grid or self.grid,
         )
 
     def digest(self, name: str) -> SourceDigest:
@@ -273,13 +300,16 @@ class Source:
         for segment in segments:
             shard = self._opened_for(segment)
             for piece in shard.read(segment.first, segment.rows):
-                self._check(shard, piece)
                 end = first + len(piece.keys)
                 wanted = rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)] - first
                 if len(wanted) < len(piece.keys):
                     piece = piece.take(wanted)
                 if isinstance(piece.pictures, MappedRows):
                     read_ahead(piece.pictures)
+                piece, unread = self._checked(shard, piece)
+                for row, reason in unread.items():
+                    place, key = self.place(shard.name), piece.keys[row].as_py()
+                    raise DataError(f"{place}: key {key!r}: {reason}")
                 keys.append(piece.keys)
                 pictures.append(piece.pictures)
                 labels.append(piece.labels)
@@ -322,9 +352,10 @@ class Source:
             shard = self._opened_for(segment)
             first = segment.first
             for rows in shard.read(first, segment.rows):
-                self._check(shard, rows)
+                rows, unread = self._checked(shard, rows)
                 numbers = np.tile(np.arange(self.views), (len(rows.keys), 1))
                 pixels, bad = self._decoded(rows.keys, rows.pictures, numbers)
+                bad = unread | bad
                 rejects = {
                     place * self.views + view: Reject(
                         key=rows.keys[place].as_py(),
@@ -372,6 +403,22 @@ class Source:
             return np.ascontiguousarray(pictures), {}
         assert self.framing is not None
         return self._decoder.decode_all(pictures, self.framing)
+
+    def _checked(self, shard: SourceShard, rows: ShardRows) -> tuple[ShardRows, dict[int, str]]:
+        """The rows with the labels that `read` gives, and by row why a mask cannot be used."""
+        bad: dict[int, str] = {}
+        if self.grid is not None and self.masked:
+            classes = len(self.classes)
+            labels, bad = mask_labels(
+                rows, self.shape, self.framing, self.grid, classes, self._decoder
+            )
+            rows = replace(rows, labels=labels)
+        elif self.grid is not None:
+            rows = replace(rows, labels=unknown_labels(len(rows.keys), self.grid))
+        elif self.masked:
+            rows = replace(rows, labels=pa.nulls(len(rows.keys), pa.int32()))
+        self._check(shard, rows)
+        return rows, bad
 
     def _check(self, shard: SourceShard, rows: ShardRows) -> None:
         place = self.place(shard.name)

@@ -208,6 +208,11 @@ def _check_alike(first: Teacher, other: Teacher) -> None:
                 "of positions; label with each by itself and take 'softlabel merge'"
             )
         return
+    if first.spec.grid != other.spec.grid:
+        raise DataError(
+            f"teachers {first.path} and {other.path} speak of other positions ({first.spec.grid} "
+            f"and {other.spec.grid}, height and width); bring their outputs to one size"
+        )
     one, two = pictures[0].framing, pictures[1].framing
     different = [
         name for name in type(one).model_fields if getattr(one, name) != getattr(two, name)

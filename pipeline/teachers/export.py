@@ -6,8 +6,9 @@ import contextlib
 import io
 import itertools
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softlabel.pipeline.teachers.head import last_layer_input
 from softlabel.pipeline.teachers.models import PictureModel
+from softlabel.pipeline.teachers.position_model import PositionModel
 from softlabel.schemas.errors import CheckFailed, DataError
 from softlabel.schemas.sample import Array
 from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
@@ -44,19 +46,20 @@ def export_onnx(model: PictureModel, spec: TeacherSpec, opset: int) -> bytes:
     """`model` in eval mode as the bytes of one ONNX file that carries `spec` as metadata.
 
     Its input `pixels` is uint8 `[batch, height, width, channels]`, its output `logits` float32
-    `[batch, classes]`; where `spec` names features, that output holds the inputs of its last linear
-    layer. Raises DataError where torch cannot export the model, it is too large or has no such
-    layer.
+    `[batch, classes]`, or `[batch, positions, classes]` where `spec` has a grid of these; where it
+    names features, that output holds the inputs of its last linear layer. Raises DataError where
+    torch cannot export the model, it is too large or has no such layer.
     """
     assert spec.preprocess is not None
     shape = spec.preprocess.shape
+    wanted = [len(spec.classes)] if spec.grid is None else [math.prod(spec.grid), len(spec.classes)]
     for size in PARITY_BATCH_SIZES:
-        _eager(model, np.zeros((size, *shape), np.uint8), len(spec.classes))
+        _eager(model, np.zeros((size, *shape), np.uint8), wanted)
     check_size(model)
     # An example batch of 2: the exporter takes an axis of 1 for a constant.
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     batch = {"pixels": {0: torch.export.Dim("batch")}}
-    proto = to_graph(model, {INPUT_NAME: example}, batch, opset)
+    proto = to_graph(_outside(model), {INPUT_NAME: example}, batch, opset)
     if spec.features is not None:
         _name_features(proto, spec.features)
     return with_metadata(proto, spec)
@@ -118,7 +121,8 @@ def check_parity(model: PictureModel, exported: bytes, pixels: Array, tolerance:
         batch = np.ascontiguousarray(pixels[-size:])
         expected = _eager(model, batch, None)
         got = _exported(session, batch)
-        seen = compare(expected, np.asarray(got), size, tolerance)
+        classes = expected.shape[-1]
+        seen = compare(expected.reshape(-1, classes), got.reshape(-1, classes), size, tolerance)
         largest = max(largest, seen, key=lambda parity: parity.difference)
     return largest
 
@@ -130,21 +134,36 @@ def cpu_session(exported: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
 
 
-def _eager(model: PictureModel, batch: Array, classes: int | None) -> Array:
-    """PyTorch's logits of one batch, checked to be `[N, classes]` where `classes` is given."""
+class _Positions(nn.Module):
+    """What the graph of a model of positions holds: their logits with an axis of their own."""
+
+    def __init__(self, model: PositionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.said(pixels)
+
+
+def _outside(model: PictureModel) -> nn.Module:
+    return _Positions(model) if isinstance(model, PositionModel) else model
+
+
+def _eager(model: PictureModel, batch: Array, wanted: Sequence[int] | None) -> Array:
+    """PyTorch's logits of one batch, checked to be `[N, *wanted]` where that is given."""
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.from_numpy(batch))
+            logits = _outside(model).eval()(torch.from_numpy(batch))
     except Exception as error:
         raise DataError(
             f"cannot export the model: it fails on a batch of {len(batch)}: {root_cause(error)}; "
             "it must take any number of these pictures"
         ) from error
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if classes is not None and shape != [len(batch), classes]:
+    if wanted is not None and shape != [len(batch), *wanted]:
         raise DataError(
             f"cannot export the model: its output has shape {shape} for a batch of {len(batch)}; "
-            f"{classes} classes need one output of shape [{len(batch)}, {classes}]; check the "
+            f"{wanted[-1]} classes need one output of shape {[len(batch), *wanted]}; check the "
             "class names, or wrap the model"
         )
     return np.asarray(logits.numpy())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from softlabel.schemas.errors import DataError, EnvironmentFault, ParameterError
+from softlabel.schemas.teacher import Grid
 
 
 class PictureModel(nn.Module):
@@ -81,11 +82,16 @@ def build_model(
 
 
 def check_fits(
-    model: PictureModel, reference: str, shape: tuple[int, int, int], num_classes: int
+    model: PictureModel,
+    reference: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    grid: Grid | None = None,
 ) -> None:
     """Raise ParameterError where `model` does not turn pictures of `shape` into logits.
 
-    shape: height, width and channels. Tried on two black pictures, in eval mode.
+    shape: height, width and channels. grid: what the error names, where logits of so many positions
+    are wanted. Tried on two black pictures, in eval mode.
     """
     height, width, channels = shape
     given = f"pictures of {height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
@@ -103,8 +109,8 @@ def check_fits(
     found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if found != [2, num_classes]:
         raise ParameterError(
-            f"model {reference!r}: makes {found} of two {given}, must make [2, {num_classes}]; "
-            "mend it or its model_args"
+            f"model {reference!r}: makes {found} of two {given}, must make "
+            f"{[2, num_classes, *(grid or ())]}; mend it or its model_args"
         )
 
 

@@ -19,6 +19,7 @@ from softlabel.pipeline.teachers.devices import cpu_threads
 from softlabel.pipeline.teachers.output_kind import as_logits, check_kind
 from softlabel.pipeline.teachers.packed import PackedOutput, Packer, PackTeacher
 from softlabel.pipeline.teachers.padding import check_padding
+from softlabel.pipeline.teachers.positions import find_grid, to_positions
 from softlabel.pipeline.teachers.preprocess import model_input
 from softlabel.pipeline.teachers.providers import (
     Tuning,
@@ -68,7 +69,9 @@ class TeacherSession:
         self._inner = inner
         self._checked = False
         # One that insists on a length is always padded to it.
-        fixed = any(one.shape[0] >= 0 for one in teacher.spec.inputs or () if one.shape)
+        fixed = teacher.spec.grid is not None or any(
+            one.shape[0] >= 0 for one in teacher.spec.inputs or () if one.shape
+        )
         self._indifferent = fixed or not teacher.spec.positions
         self._runnable = runnable(teacher, inner)
         self._session, name = create_session(teacher.path, device, self._runnable.model, tuning)
@@ -98,8 +101,9 @@ class TeacherSession:
         """What the teacher says of N <= batch samples.
 
         samples: uint8 pictures `[N, height, width, channels]`, or a structured array `[N]` of the
-        teacher's named inputs. Of sequences what it says of all positions that are no padding, one
-        sample's after the other. Raises DataError where padding changes what it says.
+        teacher's named inputs. Of sequences what it says of all positions that are no padding, of
+        pictures on a grid of all, one sample's after the other. Raises DataError where padding
+        changes what it says.
         """
         outputs = self._outputs(samples)
         said = outputs.logits
@@ -135,10 +139,9 @@ class TeacherSession:
                 inputs = self._inputs(samples)
                 with explaining(inputs):
                     outputs = run_bound(self._session, device, self._runnable.outputs, inputs)
-                self._check_shape(outputs[0].shape, samples)
-                inner = self._inner
+                logits, inner = self._logits(outputs[0], samples), self._inner
                 features = None if inner is None else self._flat(inner, outputs[1], samples)
-                return pack(codec, self._said(outputs[0], samples), features, kind, order)
+                return pack(codec, self._said(logits, samples), features, kind, order)
 
             return packed
 
@@ -146,8 +149,8 @@ class TeacherSession:
 
     def _outputs(self, samples: Array) -> TeacherOutput:
         """What the graph gives, of whatever kind; features where they are asked for."""
-        logits, *others = run_model(self._session, self._runnable.outputs, self._inputs(samples))
-        self._check_shape(logits.shape, samples)
+        values, *others = run_model(self._session, self._runnable.outputs, self._inputs(samples))
+        logits = self._logits(values, samples)
         said = np.asarray(self._said(logits, samples)).astype(np.float32, copy=False)
         if self._inner is None:
             return TeacherOutput(said)
@@ -156,22 +159,36 @@ class TeacherSession:
 
     def _said(self, values: AnyArray, samples: Array) -> AnyArray:
         """Values `[N, width]` of NumPy or torch without what fills up batch and sequences."""
-        own = values[: len(samples)]
-        return own[samples[POSITIONS]] if self._teacher.spec.positions else own
+        own, spec = values[: len(samples)], self._teacher.spec
+        if spec.grid is not None:
+            return own.reshape(-1, own.shape[-1])
+        return own[samples[POSITIONS]] if spec.positions else own
 
     def _axes(self, samples: Array) -> list[int]:
-        """How many samples the session takes at once, and of sequences how many positions."""
-        if not self._teacher.spec.positions:
-            return [self._batch_size]
-        return [self._batch_size, samples[POSITIONS].shape[1]]
+        """How many samples the session takes at once, and how many positions each has, if any."""
+        spec = self._teacher.spec
+        if spec.grid is not None:
+            return [self._batch_size, math.prod(spec.grid)]
+        return (
+            [self._batch_size, samples[POSITIONS].shape[1]]
+            if spec.positions
+            else [self._batch_size]
+        )
 
-    def _check_shape(self, shape: tuple[int, ...], samples: Array) -> None:
-        expected = [*self._axes(samples), len(self._teacher.spec.classes)]
-        if list(shape) != expected:
+    def _logits(self, values: AnyArray, samples: Array) -> AnyArray:
+        """Logits of NumPy or torch as `[batch, classes]`, or `[batch, positions, classes]`."""
+        spec, shape = self._teacher.spec, list(values.shape)
+        expected = [*self._axes(samples), len(spec.classes)]
+        if spec.grid is not None and spec.preprocess is not None:
+            size = spec.preprocess.height, spec.preprocess.width
+            if shape[0] == expected[0] and find_grid(shape[1:], expected[2], *size) == spec.grid:
+                return to_positions(values, expected[2])
+        if shape != expected:
             raise DataError(
-                f"{self._teacher.path}: gave logits of shape {list(shape)}, expected "
-                f"{expected}; check --output-name and --classes"
+                f"{self._teacher.path}: gave logits of shape {shape}, expected {expected}; check "
+                "--output-name and --classes"
             )
+        return values
 
     def _inputs(self, samples: Array) -> dict[str, Array]:
         """What the session takes of N samples, filled up to the batch."""

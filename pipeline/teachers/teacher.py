@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,11 @@ from softlabel.pipeline.teachers.graph_inputs import (
     picture_input,
     weight_type,
 )
+from softlabel.pipeline.teachers.positions import count_classes, find_grid
 from softlabel.schemas.errors import DataError, ParameterError
 from softlabel.schemas.labelset import Identity
 from softlabel.schemas.params import InferParams, PlanParams
-from softlabel.schemas.teacher import METADATA_KEY, TeacherSpec
+from softlabel.schemas.teacher import METADATA_KEY, Grid, TeacherSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -98,6 +99,7 @@ def reopen_teacher(path: Path, identity: Identity) -> Teacher:
         output=identity.output,
         output_kind=identity.output_kind,
         positions=identity.positions or None,
+        grid=identity.grid,
     )
     return _opened(path, model, spec, hashes)
 
@@ -149,8 +151,7 @@ def _own_classes(path: Path, model: onnx.ModelProto, identity: Identity) -> tupl
     metadata = _metadata(model)
     if METADATA_KEY in metadata:
         return _parse_spec(path, metadata[METADATA_KEY]).classes
-    (output,) = [entry for entry in model.graph.output if entry.name == identity.output]
-    width = dimensions(output)[-1]
+    width = count_classes(_output_axes(model, identity.output)[1:], identity.grid)
     return identity.classes if width is None else tuple(str(number) for number in range(width))
 
 
@@ -249,6 +250,8 @@ def _told_spec(
         settled.add("output_name")
     _refuse_missing(path, model, told, settled)
     channels = sizes["channels"] or 3
+    output = told.output_name or outputs[0]
+    grid = _told_grid(path, model, output, told, sizes)
     fields: dict[str, Any] = {
         "preprocess": {
             "height": sizes["height"],
@@ -262,10 +265,37 @@ def _told_spec(
             "in_graph": takes_uint8,
         },
         "classes": told.classes,
-        "output": told.output_name or outputs[0],
+        "output": output,
         "output_kind": told.output_kind,
+        "positions": None if grid is None else True,
+        "grid": grid,
     }
     return _validated(path, fields)
+
+
+def _told_grid(
+    path: Path,
+    model: onnx.ModelProto,
+    output: str,
+    told: InferParams | PlanParams,
+    sizes: Mapping[str, int | None],
+) -> Grid | None:
+    """How positions lie in an output that speaks of them; None where it has two axes."""
+    axes = _output_axes(model, output)
+    if len(axes) < 3:
+        return None
+    height, width = sizes["height"], sizes["width"]
+    assert height is not None
+    assert width is not None
+    grid = find_grid(axes[1:], len(told.classes), height, width)
+    if grid is None:
+        raise DataError(
+            f"{path}: output {output!r} has shape {_axes(axes)}, and with the {len(told.classes)} "
+            "class names that were given an output of a picture's positions is [batch, classes, "
+            "height, width], or with the classes last; name the classes of that output, and where "
+            "axes are open fix them with onnxruntime.tools.make_dynamic_shape_fixed"
+        )
+    return grid
 
 
 def _refuse_missing(
@@ -312,6 +342,9 @@ def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None
             "pass --output-name or export again"
         )
     axes = dimensions(outputs[spec.output])
+    if spec.grid is not None and spec.preprocess is not None:
+        _check_grid(path, axes, spec, spec.grid)
+        return
     width = axes[-1] if axes else None
     wanted = ["batch", "length", "classes"] if spec.positions else ["batch", "classes"]
     if axes and (len(axes) != len(wanted) or width not in (None, len(spec.classes))):
@@ -322,10 +355,25 @@ def _check_output(path: Path, model: onnx.ModelProto, spec: TeacherSpec) -> None
         )
 
 
+def _check_grid(path: Path, axes: list[int | None], spec: TeacherSpec, grid: Grid) -> None:
+    assert spec.preprocess is not None
+    size = spec.preprocess.height, spec.preprocess.width
+    if axes and find_grid(axes[1:], len(spec.classes), *size) != grid:
+        raise DataError(
+            f"{path}: output {spec.output!r} has shape {_axes(axes)}, which are not "
+            f"{len(spec.classes)} classes at {grid[0]}x{grid[1]} positions, as is said of it; "
+            "export the model again"
+        )
+
+
 def _speaks_of_positions(model: onnx.ModelProto, output: str) -> bool | None:
     """True where the output is `[batch, length, classes]`, else None."""
-    axes = [dimensions(entry) for entry in model.graph.output if entry.name == output]
-    return True if axes and len(axes[0]) == 3 else None
+    return True if len(_output_axes(model, output)) == 3 else None
+
+
+def _output_axes(model: onnx.ModelProto, output: str) -> list[int | None]:
+    """The axes of the output of this name, none where there is no such output."""
+    return next((dimensions(one) for one in model.graph.output if one.name == output), [])
 
 
 def _hashes(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:

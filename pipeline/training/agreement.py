@@ -14,6 +14,7 @@ from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.pipeline.sources.replaying import replayed
 from softlabel.pipeline.sources.source import Source
 from softlabel.schemas.errors import DataError
+from softlabel.schemas.teacher import Grid
 
 if TYPE_CHECKING:
     from softlabel.pipeline.training.ensemble import Labels
@@ -48,6 +49,33 @@ def check_belongs(source: Source, labels: Labels) -> None:
                 f"{names[0]} does not hold the labels of {source.place(file.name)} as it is now; "
                 "run 'softlabel infer' over this source"
             )
+
+
+def check_positions(seen: Source, labels: Labels, who: str) -> None:
+    """Raise DataError where labels are of other positions of a picture than `who` sees there.
+
+    seen: the source as `who` sees it. Its pictures may be smaller than the teacher's were, but must
+    show the same part of each.
+    """
+    identity = labels.manifest.identity
+    if seen.grid != identity.grid:
+        raise DataError(
+            f"{who} speaks of {positions_of(seen.grid)}, and the labels in {labels.folder} are of "
+            f"{positions_of(identity.grid)}; let the model resize what it says to these"
+        )
+    if identity.grid is None or identity.preprocess is None or seen.framing is None:
+        return
+    if seen.framing.part_of_picture != identity.preprocess.framing.part_of_picture:
+        raise DataError(
+            f"{who} sees another part of each picture than the teacher of {labels.folder} did "
+            "(its height, width and resize are in other proportions), so its positions are others; "
+            "scale and crop as the teacher's preprocessing does"
+        )
+
+
+def positions_of(grid: Grid | None) -> str:
+    """What such a grid has, for messages."""
+    return "whole pictures" if grid is None else f"{grid[0]}x{grid[1]} positions"
 
 
 def check_joined(

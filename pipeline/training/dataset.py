@@ -107,7 +107,7 @@ class DistillationDataset(IterableDataset[Any]):
             wanted = SequenceInputs(inputs=named_inputs(opened, inputs))
             self._source = opened.fed(wanted, "the student")
         else:
-            _check_of_pictures(opened, inputs)
+            _check_of_pictures(opened, labels, inputs)
             framing = student_framing(opened, labels, type(self).__name__, *frame)
             self._source = opened.framed(framing, "the student")
         self._labels = labels
@@ -282,11 +282,17 @@ def _check_of_sequences(source: Source, *of_pictures: object) -> None:
         )
 
 
-def _check_of_pictures(source: Source, inputs: Sequence[str] | None) -> None:
+def _check_of_pictures(source: Source, labels: Labels | None, inputs: Sequence[str] | None) -> None:
     if inputs is not None:
         raise ParameterError(
             f"DistillationDataset: inputs are of sequences, and {source.path} has none; leave them "
             "out"
+        )
+    if labels is not None and labels.manifest.identity.grid is not None:
+        raise ParameterError(
+            f"DistillationDataset: the labels in {labels.folder} are of pictures' positions, and "
+            "here a picture has one; train with 'softlabel train-student', or read them by "
+            "softlabel.open"
         )
 
 

@@ -19,6 +19,7 @@ from softlabel.pipeline.training.ensemble import LabelEnsemble, Labels
 from softlabel.pipeline.training.framing import student_framing
 from softlabel.pipeline.training.hints import feature_width
 from softlabel.pipeline.training.join import JoinedSamples
+from softlabel.pipeline.training.positions import seen_positions
 from softlabel.pipeline.training.probe import InformationProbe, open_probe
 from softlabel.pipeline.training.sequences import of_sequences, sequence_inputs
 from softlabel.pipeline.training.validation import Validation
@@ -66,7 +67,9 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     Raises ParameterError, and DataError where it does not fit together.
     """
     labels = _soft_labels(params)
-    classes = () if labels is None else labels.classes
+    beside = _beside_hard(params)
+    told = beside if labels is None else labels
+    classes = () if told is None else told.classes
     source = open_source(params.source).naming(classes)
     inputs = None
     if of_sequences(source, labels):
@@ -76,10 +79,10 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
     else:
         framing = _framing(params, source, labels)
         seen = partial(Source.framed, wanted=framing, taker="the student")
-    source = seen(source)
+    source = seen_positions(params, seen(source), told)
     _refuse_unnamed(source)
     validation = _validation(params, source, seen)
-    without = _leaving_out(params)
+    without = beside if beside is not None and beside.rejects else None
     fitted = 1.0 if labels is None else _fitted_temperature(params, labels)
     sparse = labels is not None and labels.manifest.identity.codec == "topk"
     width = feature_width(labels) if isinstance(labels, LabelSet) and params.hint_layer else None
@@ -92,7 +95,6 @@ def open_inputs(params: TrainParams) -> TrainingInputs:
         features=width is not None,
         without=without,
     )
-    told = without if labels is None else labels
     probe = open_probe(params, source, () if told is None else told.rejects)
     return TrainingInputs(source, labels, samples, validation, fitted, width, probe, inputs)
 
@@ -140,15 +142,13 @@ def _soft_labels(params: TrainParams) -> Labels | None:
     return labels
 
 
-def _leaving_out(params: TrainParams) -> Labels | None:
-    """The label set beside hard labels, where it leaves samples out.
+def _beside_hard(params: TrainParams) -> Labels | None:
+    """The label set beside hard labels, which are of its classes and positions.
 
-    Without them too, the training is of the same samples as those that it is compared with.
+    Without the samples that it leaves out, the training is of the same samples as those that it is
+    compared with.
     """
-    if params.loss != "hard" or not params.labels:
-        return None
-    labels = _opened(params)
-    return labels if labels.rejects else None
+    return _opened(params) if params.loss == "hard" and params.labels else None
 
 
 def _opened(params: TrainParams) -> Labels:
@@ -185,6 +185,9 @@ def _validation(
     """The source to validate on, seen as the student sees it, its classes found by name."""
     if params.validation is None:
         return None
-    validation = seen(open_source(params.validation).naming(source.classes))
+    validation = seen(open_source(params.validation))
+    if source.grid is not None:
+        validation = validation.on_grid(source.grid)
+    validation = validation.naming(source.classes)
     names = (f"source {source.path}", f"source {validation.path}")
     return Validation(validation, class_map(source.classes, validation.classes, names))

@@ -11,6 +11,7 @@ its turn and the samples do not change theirs all at once.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -37,6 +38,7 @@ from softlabel.pipeline.training.held import StoredRows, Window, concat
 from softlabel.pipeline.training.losses import IGNORED
 from softlabel.pipeline.training.spans import Span, batch_shares
 from softlabel.pipeline.training.windows import (
+    UNIT_POSITIONS,
     UNIT_ROWS,
     Unit,
     cut,
@@ -87,7 +89,10 @@ class JoinedSamples:
             check_belongs(source, without)
         told = without if labels is None else labels
         self._rejected = RejectedRows(() if told is None else told.rejects)
-        self._samples = sum(unit_rows(unit) for unit in self._units(UNIT_ROWS))
+        # What is read together is bounded by positions too, where a picture has many.
+        each = 1 if source.grid is None else math.prod(source.grid)
+        self._unit_rows = max(1, min(UNIT_ROWS, UNIT_POSITIONS // each))
+        self._samples = sum(unit_rows(unit) for unit in self._units(self._unit_rows))
         if not self._samples:
             raise DataError(f"{source.path}: no sample of it has labels, all were left out")
 
@@ -152,7 +157,8 @@ class JoinedSamples:
         parts: list[StoredRows] = []
         window = Window()
         first = begun = 0
-        for number, units in enumerate(windows(self._units(UNIT_ROWS), seed, epoch, shuffle_rows)):
+        every = self._units(self._unit_rows)
+        for number, units in enumerate(windows(every, seed, epoch, shuffle_rows)):
             end = first + sum(map(unit_rows, units))
             # Those that begin before the window's end; the last may go on in the next.
             here = ordered[begun : bisect_left(ordered, (end,))]

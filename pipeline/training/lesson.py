@@ -87,7 +87,7 @@ class Lesson:
         return Outcome(mixture.terms(*sides), student, larger)
 
     def _inputs(self, part: TrainingBatch) -> Any:
-        if part.lengths is None:
+        if part.pixels.dtype.names is None:
             return self._tensor(part.pixels)
         return self._fabric.to_device(tensors(part.pixels))
 

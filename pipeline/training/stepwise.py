@@ -126,7 +126,7 @@ class _Turn:
         with writing(memory.folder):
             filling = memory.begin_span(epoch, number)
             for batch in _once(self._of_others(epoch, number)):
-                logits = says(model, self.member.fabric, batch.pixels, batch.lengths)
+                logits = says(model, self.member.fabric, batch.pixels)
                 filling.add(batch.keys, batch.labels, logits.numpy())
             filling.publish()
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from softlabel.pipeline.publish import file_sha256
 from softlabel.pipeline.teachers.models import PictureModel, build_model, load_weights
+from softlabel.pipeline.teachers.position_model import PositionModel
 from softlabel.pipeline.teachers.sequence_model import SequenceModel
 from softlabel.pipeline.training.cards import read_card
 from softlabel.schemas.errors import DataError
@@ -30,6 +31,8 @@ def load_student(path: Path) -> tuple[StudentCard, PictureModel | SequenceModel]
         raise DataError(f"{weights}: is not the file that {path} describes; train again")
     if card.inputs is not None:
         return card, SequenceModel(inner, [one.name for one in card.inputs]).eval()
+    if card.grid is not None:
+        return card, PositionModel(inner, card.mean, card.std, len(card.classes)).eval()
     return card, PictureModel(inner, card.mean, card.std).eval()
 
 
@@ -52,6 +55,7 @@ def student_onnx(card: StudentCard, model: PictureModel | SequenceModel, samples
         preprocess=card.preprocess,
         inputs=card.inputs,
         positions=card.positions or None,
+        grid=card.grid,
         classes=card.classes,
         output=OUTPUT_NAME,
         opset=usual.opset,

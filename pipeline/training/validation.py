@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from softlabel.pipeline.training.batch import TrainingBatch
 from softlabel.pipeline.training.windows import cut
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.labelset import Reject
+from softlabel.schemas.sample import Array
 
 VALIDATION_ROWS = 1024
 # Logits of a sequence are as many as those of some hundred samples.
 VALIDATION_SEQUENCES = 32
+MOST_POSITIONS = 2**18
 
 
 class Validation(NamedTuple):
@@ -40,7 +43,7 @@ def validate(model: nn.Module, fabric: Fabric, validation: Validation | None) ->
         return {}
     metrics = ClassifierMetrics(bins=1)
     pictures = validation.source.numbers is None
-    rows = VALIDATION_ROWS if pictures else VALIDATION_SEQUENCES
+    rows = batch_rows(validation.source, VALIDATION_ROWS if pictures else VALIDATION_SEQUENCES)
     for logits, batch in predict(model, fabric, validation.source, rows):
         known = batch.labels >= 0
         try:
@@ -64,22 +67,31 @@ def predict(
 ) -> Iterator[tuple[Tensor, TrainingBatch]]:
     """Logits `[N, classes]` on the CPU for every batch of `source`, in its order.
 
-    Of sequences those of all positions that are no padding. Of views all, those of a sample in one
-    batch, which may be the larger for it. rejects: samples that are not read.
+    Of sequences those of all positions that are no padding, of pictures on a grid of all. Of views
+    all, those of a sample in one batch, which may be the larger for it. rejects: samples that are
+    not read.
     """
     model.eval()
     for unit in cut(source.files, RejectedRows(rejects), max(1, batch_size // source.views)):
         samples = source.read(unit)
         lengths = samples.lengths
-        logits = says(model, fabric, samples.inputs, lengths)
+        logits = says(model, fabric, samples.inputs)
         labels = samples.hard_labels().astype("int64")
         batch = TrainingBatch(samples.keys, samples.inputs, labels, None, lengths=lengths)
         yield logits, batch
 
 
-def says(model: nn.Module, fabric: Fabric, inputs: Any, lengths: Any) -> Tensor:
-    """Logits on the CPU: `[N, classes]` of pictures, of sequences a row a position."""
-    given: Any = torch.from_numpy(inputs.copy()) if lengths is None else tensors(inputs)
+def batch_rows(source: Source, most: int) -> int:
+    """So many samples at once, or fewer where these are pictures of many positions."""
+    if source.grid is None:
+        return most
+    return min(most, max(1, MOST_POSITIONS // math.prod(source.grid)))
+
+
+def says(model: nn.Module, fabric: Fabric, inputs: Array) -> Tensor:
+    """Logits on the CPU: `[N, classes]` of pictures, of positions `[P, classes]`."""
+    numbers = inputs.dtype.names is not None
+    given: Any = tensors(inputs) if numbers else torch.from_numpy(inputs.copy())
     with torch.no_grad(), fabric.autocast():
         logits: Tensor = model(fabric.to_device(given))
     return logits.float().cpu()

@@ -1,8 +1,9 @@
 """The order of an epoch: which rows are read together, and how they are shuffled.
 
-The source is cut into units of at most 8,192 rows. An epoch visits the units in a random order,
-holds as many at a time as fit into `shuffle_rows`, a window, and shuffles those together. Orders
-come from (seed, epoch, window) alone: no list is kept.
+The source is cut into units of at most 8,192 rows, of pictures on a grid at most 4 million
+positions. An epoch visits the units in a random order, holds as many at a time as fit into
+`shuffle_rows`, a window, and shuffles those together. Orders come from (seed, epoch, window) alone:
+no list is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from softlabel.pipeline.labelset.rejects import RejectedRows
 from softlabel.schemas.labelset import Segment, SourceFile
 
 UNIT_ROWS = 8192
+UNIT_POSITIONS = 2**22
 
 # The row ranges of one source shard that are read together: one, where nothing is left out.
 Unit = tuple[Segment, ...]

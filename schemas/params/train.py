@@ -53,8 +53,8 @@ class TrainParams(Record):
     )
     labels: Paths = Field(
         (),
-        description="label set folder, for every loss but 'hard', which only leaves out the same "
-        "samples; given several times, an "
+        description="label set folder, for every loss but 'hard', which only takes its classes and "
+        "leaves out the same samples; given several times, an "
         "ensemble: the mean of what they say, with the first one's classes; with targets 'self' "
         "what the first epoch learns from, by default the hard labels",
     )

@@ -8,6 +8,7 @@ from softlabel.schemas.augment import Augmentation
 from softlabel.schemas.labelset import Derivation, Ensemble, Layout, Making
 from softlabel.schemas.model import Record
 from softlabel.schemas.soft_targets import SmoothingSigns, TargetsAtTemperature
+from softlabel.schemas.teacher import Grid
 
 
 class Problem(Record):
@@ -88,7 +89,8 @@ class InspectReport(Record):
     ensemble: how several teachers made it in one pass, else null. making: the command that made
     it. derived: from which sets it came, null where teachers made it. augment: what made its views,
     null where it is of plain pictures; seed: of these. positions: those of all rows where rows are
-    sequences, else null. features: width of the stored inner output, null without one. reference:
+    sequences or pictures' positions, else null; grid: height and width of those of a picture, else
+    null. features: width of the stored inner output, null without one. reference:
     what kl_mean is the KL to. labelled: rows (positions) with a hard label. label_accuracy: share
     of these whose top-1 equals it, null without any. targets: the soft targets at each recorded
     temperature. signs: of teachers trained with label smoothing, null where the set cannot tell.
@@ -110,6 +112,7 @@ class InspectReport(Record):
     augment: Augmentation | None
     seed: int
     positions: int | None
+    grid: Grid | None = None
     features: int | None
     shards: int
     bytes: int

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from softlabel.schemas.labelset import Derivation
 from softlabel.schemas.model import Record
-from softlabel.schemas.teacher import Interpolation, NumberInput, Preprocess, check_fed
+from softlabel.schemas.teacher import Grid, Interpolation, NumberInput, Preprocess, check_fed
 
 
 class EpochRecord(Record):
@@ -83,7 +83,8 @@ class StudentCard(Record):
     """student.json: all that is needed to build the student again and to feed it.
 
     height to std: of pictures. inputs: of a student of sequences the columns that it is fed, in
-    their place. label_bytes: bytes a row of the label set that it learned from, null without one.
+    their place. grid: of a student of pictures' positions their height and width, else null.
+    label_bytes: bytes a row of the label set that it learned from, null without one.
     labels_mean: where that was the mean of several, which and how; labels_identity_sha256 is then
     what `merge --codec dense-f32` would give them.
     """
@@ -104,6 +105,7 @@ class StudentCard(Record):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     inputs: tuple[NumberInput, ...] | None = None
+    grid: Grid | None = None
     parameters: int
     loss: str
     targets: str = "stored"
@@ -124,8 +126,8 @@ class StudentCard(Record):
 
     @property
     def positions(self) -> bool:
-        """Whether it speaks of each position of a sequence."""
-        return self.inputs is not None
+        """Whether it speaks of each position of a sequence, or of a picture."""
+        return self.inputs is not None or self.grid is not None
 
     @model_validator(mode="after")
     def _is_fed(self) -> StudentCard:

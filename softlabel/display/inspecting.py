@@ -71,7 +71,10 @@ def _sign_lines(signs: SmoothingSigns | None) -> list[str]:
 
 def _row_words(report: InspectReport) -> str:
     words = counted(report.rows, "row")
-    if report.positions is not None:
+    if report.grid is not None:
+        height, width = report.grid
+        words = f"{counted(report.rows, 'picture')} with {height}x{width} positions each"
+    elif report.positions is not None:
         words = f"{counted(report.rows, 'sequence')} with {counted(report.positions, 'position')}"
     return words + view_words(report)
 
