@@ -17,6 +17,7 @@ from softlabel.pipeline.classes import class_map
 from softlabel.pipeline.dvc_files import publish_metrics, publish_plot
 from softlabel.pipeline.evaluation.by_class import ClassCounts
 from softlabel.pipeline.evaluation.metrics import ClassifierMetrics
+from softlabel.pipeline.evaluation.overlap import Overlap
 from softlabel.pipeline.evaluation.pairs import PairMetrics
 from softlabel.pipeline.evaluation.projection import PlaneOfThree, Three, choose_three
 from softlabel.pipeline.labelset.labelset import LabelSet, open_labelset
@@ -147,6 +148,7 @@ def _measure(
     metrics = [ClassifierMetrics(params.bins) for _ in members]
     to_labels = [PairMetrics() for _ in members]
     churn, by_class = PairMetrics(), ClassCounts(len(source.classes))
+    overlaps = [_overlap(member.source) for member in members]
     plane = None if three is None else _plane(members[0], three)
     # What it says of views is asked for these pictures alone.
     beside = labels if labels is not None and labels.manifest.identity.augment is None else None
@@ -164,6 +166,8 @@ def _measure(
                 ) from error
             said_best = logits.argmax(axis=1)[known]
             by_class.add(hard[known], said_best, None if taught is None else taught[known])
+            if (overlap := overlaps[index]) is not None:
+                overlap.add(hard[known], said_best)
             if teacher is not None:
                 to_labels[index].add(teacher, logits)
             if index == 0 and plane is not None:
@@ -174,7 +178,10 @@ def _measure(
         raise DataError(f"{source.path}: has no hard labels to measure on")
     if labels is not None and beside is None:
         to_labels = [_on_views(member, labels, fabric, params) for member in members]
-    students = [_student_metrics(*parts) for parts in zip(members, metrics, to_labels, strict=True)]
+    students = [
+        _student_metrics(*parts)
+        for parts in zip(members, metrics, to_labels, overlaps, strict=True)
+    ]
     run = _over_seeds(students).model_copy(
         update={
             "churn": churn.figures() if churn.rows else None,
@@ -202,7 +209,10 @@ def _onto(
 
 
 def _student_metrics(
-    student: _Student, metrics: ClassifierMetrics, to_labels: PairMetrics
+    student: _Student,
+    metrics: ClassifierMetrics,
+    to_labels: PairMetrics,
+    overlap: Overlap | None,
 ) -> StudentMetrics:
     return StudentMetrics(
         name=student.path.parent.name,
@@ -212,6 +222,7 @@ def _student_metrics(
         parameters=student.card.parameters,
         bins=metrics.bins(),
         against_labels=to_labels.figures() if to_labels.rows else None,
+        mean_iou=None if overlap is None else overlap.mean(),
         **metrics.figures().model_dump(),
     )
 
@@ -268,10 +279,14 @@ def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) ->
     metrics = ClassifierMetrics(params.bins)
     outside = 0
     joined = _labelled(labels, source)
+    overlap = _overlap(joined.source)
     for samples, block in joined.in_order(batch_rows(joined.source, params.batch_size)):
         hard = samples.hard_labels().astype(np.int64)
         known = np.flatnonzero(hard >= 0)
-        metrics.add(block.logits()[known], hard[known])
+        logits = block.logits()[known]
+        metrics.add(logits, hard[known])
+        if overlap is not None:
+            overlap.add(hard[known], logits.argmax(axis=1))
         if "ids" in block.payload:
             kept = block.payload["ids"][known] == hard[known][:, None]
             outside += int((~kept.any(axis=1)).sum())
@@ -283,8 +298,14 @@ def _measure_labels(labels: LabelSet, source: Source, params: EvaluateParams) ->
         rows=metrics.rows,
         outside_kept=outside / metrics.rows,
         bins=metrics.bins(),
+        mean_iou=None if overlap is None else overlap.mean(),
         **metrics.figures().model_dump(),
     )
+
+
+def _overlap(source: Source) -> Overlap | None:
+    """For what is said of pictures' positions; None for all else."""
+    return None if source.grid is None else Overlap(len(source.classes))
 
 
 def _over_seeds(members: Sequence[StudentMetrics]) -> RunMetrics:
@@ -292,7 +313,9 @@ def _over_seeds(members: Sequence[StudentMetrics]) -> RunMetrics:
         metric: _spread([getattr(member, metric) for member in members]) for metric in METRICS
     }
     seeds = tuple(member.seed for member in members)
-    return RunMetrics(run=members[0].run, seeds=seeds, **spreads)
+    overlaps = [member.mean_iou for member in members if member.mean_iou is not None]
+    over_union = _spread(overlaps) if overlaps else None
+    return RunMetrics(run=members[0].run, seeds=seeds, mean_iou=over_union, **spreads)
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -305,7 +328,9 @@ def _spread(values: Sequence[float]) -> Spread:
 def _publish_for_dvc(report: EvaluateReport) -> None:
     """The runs' means by metric, their reliability diagrams, and their shares by class."""
     figures = {
-        run.run: {metric: getattr(run, metric).mean for metric in METRICS} for run in report.runs
+        run.run: {metric: getattr(run, metric).mean for metric in METRICS}
+        | ({} if run.mean_iou is None else {"mean_iou": run.mean_iou.mean})
+        for run in report.runs
     }
     if report.label_set is not None:
         label_set = report.label_set

@@ -41,7 +41,8 @@ def try_teacher(
     allow_bad: bool,
     progress: Progress,
 ) -> None:
-    """Compare the teacher with the hard labels of some 1,024 samples of the whole source.
+    """Compare the teacher with the hard labels of some 1,024 samples of the whole source, or of 64
+    pictures' positions.
 
     The source may stand in the order of its classes. Wrong preprocessing or class order is the
     commonest fault and shows here. Where a bad teacher is allowed one batch is enough: to learn
@@ -49,7 +50,9 @@ def try_teacher(
     used, and CheckFailed where the top-1 is within two standard errors of chance (of few samples:
     below the middle between chance and perfect).
     """
-    rows = 1 if allow_bad and on_bad == "stop" else TRIED_ROWS
+    # Of a picture's positions, few pictures have as many.
+    most = TRIED_ROWS if plan.identity.grid is None else TRIED_PLACES
+    rows = 1 if allow_bad and on_bad == "stop" else most
     sample = sampled(limited(source.files, plan.limit), rows, source.views, TRIED_PLACES)
     count = _counted(sample, batch_size, source, run_teacher, on_bad, one_batch=allow_bad)
     if not count.labelled or allow_bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -191,7 +192,11 @@ def _torchvision_factory(name: str) -> Callable[..., Any]:
     models = library("torchvision.models", name)
 
     def create(**arguments: Any) -> Any:
-        return models.get_model(name, **{"weights": None} | arguments)
+        build = models.get_model_builder(name)
+        # Segmenters would fetch a backbone else.
+        taken = inspect.signature(build).parameters
+        untrained = {which: None for which in ("weights", "weights_backbone") if which in taken}
+        return build(**untrained | arguments)
 
     return create
 

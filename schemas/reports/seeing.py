@@ -19,7 +19,10 @@ from softlabel.schemas.soft_targets import SoftTargetProfile
 
 
 class StudentMetrics(ClassifierFigures):
-    """One model on one source. against_labels: the label set is the first of the pair."""
+    """One model on one source. against_labels: the label set is the first of the pair.
+
+    mean_iou: mean intersection over union of a segmenter, over the classes that are met; else null.
+    """
 
     name: str
     run: str
@@ -28,13 +31,14 @@ class StudentMetrics(ClassifierFigures):
     parameters: int
     bins: tuple[Bin, ...]
     against_labels: PairFigures | None = None
+    mean_iou: float | None = None
 
 
 class LabelSetMetrics(ClassifierFigures):
     """What stored labels say of the source they were made from, at T = 1.
 
     outside_kept: share of the hard labels that a topk set did not keep; for these, NLL and
-    calibration rest on how it spreads its tail.
+    calibration rest on how it spreads its tail. mean_iou: as in `StudentMetrics`.
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class LabelSetMetrics(ClassifierFigures):
     rows: int
     outside_kept: float
     bins: tuple[Bin, ...]
+    mean_iou: float | None = None
 
 
 class RunMetrics(Record):
@@ -49,7 +54,7 @@ class RunMetrics(Record):
 
     churn: between two trainings that differ in nothing but the seed, a mean over all pairs; null
     for a single one. projection: of the first seed; null where its last layer is not linear, or
-    there are fewer than three classes.
+    there are fewer than three classes. mean_iou: as in `StudentMetrics`.
     """
 
     run: str
@@ -57,6 +62,7 @@ class RunMetrics(Record):
     churn: PairFigures | None = None
     by_class: ClassShares | None = None
     projection: Projection | None = None
+    mean_iou: Spread | None = None
     accuracy: Spread
     top5_accuracy: Spread
     nll: Spread

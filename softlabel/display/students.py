@@ -70,12 +70,16 @@ def evaluate(report: EvaluateReport) -> str:
         churn = "-" if run.churn is None else f"{1 - run.churn.agreement:.2%}"
         bins = histogram(_pooled([one for one in report.students if one.run == run.run]))
         lines.append(f"{run.run:<12} {len(run.seeds):>5} {cells} {churn:>8}  {bins}")
+        if run.mean_iou is not None:
+            lines.append(f"{'':<12} mean IoU {_spread(run.mean_iou, 100, '%')}")
     if report.label_set is not None:
         labels = report.label_set
         figures = [f"{labels.accuracy:.2%}", f"{labels.nll:.4f}", f"{labels.ece:.4f}"]
         cells = " ".join(f"{figure:>16}" for figure in figures)
         bins = histogram(_pooled([labels]))
         lines.append(f"{'label set':<12} {'':>5} {cells} {'':>8}  {bins}")
+        if labels.mean_iou is not None:
+            lines.append(f"{'':<12} mean IoU {labels.mean_iou:.2%}")
         if labels.outside_kept:
             lines.append(f"{labels.outside_kept:.2%} of the hard labels are not among those kept")
     lines += reject_lines(report)
