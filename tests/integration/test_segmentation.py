@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
 from softlabel.pipeline.sources.opening import open_source
+from softlabel.pipeline.sources.shard import ShardRows
+from softlabel.pipeline.sources.source import Source
 from softlabel.pipeline.teachers.export import export_onnx
 from softlabel.pipeline.teachers.models import PictureModel
 from softlabel.pipeline.teachers.position_model import with_positions
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.pipeline.teachers.teacher import reopen_teacher
+from softlabel.pipeline.training import join
 from softlabel.pipeline.training.join import JoinedSamples
 from softlabel.schemas.errors import ParameterError
+from softlabel.schemas.labelset import Segment
 from softlabel.schemas.sample import TeacherOutput
 from softlabel.schemas.teacher import Preprocess, TeacherSpec
 from tests.unit.encoded import segments
@@ -200,7 +205,9 @@ def test_from_pictures_and_masks_to_a_student(project: Project, command: Command
     assert said.correct / said.labelled == pytest.approx(accuracy, abs=1e-3)
 
 
-def test_every_position_meets_its_own_label(project: Project, command: Command) -> None:
+def test_every_position_meets_its_own_label(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ok(command, *INFER, "--source=scenes", "--codec=dense-f32")
     labels = open_labelset(Path("labels"))
     identity = labels.manifest.identity
@@ -208,6 +215,15 @@ def test_every_position_meets_its_own_label(project: Project, command: Command) 
     source = open_source(Path("scenes")).fed(identity, "the teacher").naming(CLASSES)
     masks = np.concatenate([np.load(f"scenes/part-{part}.labels.npy") for part in (0, 1)])
     hard = dict(zip(source.keys(segments(source)).to_pylist(), at_positions(masks), strict=True))
+    # Seven pictures at a time, for the sake of memory.
+    monkeypatch.setattr(join, "UNIT_POSITIONS", 7 * GRID[0] * GRID[1])
+    read, together = Source.read_stored, list[int]()
+
+    def counted(self: Source, unit: Sequence[Segment], rows: npt.NDArray[np.int64]) -> ShardRows:
+        together.append(len(rows))
+        return read(self, unit, rows)
+
+    monkeypatch.setattr(Source, "read_stored", counted)
     seen = []
     for batch in JoinedSamples(source, labels).epoch(
         seed=3, epoch=0, batch_size=16, shuffle_rows=60
@@ -222,6 +238,7 @@ def test_every_position_meets_its_own_label(project: Project, command: Command) 
         seen += keys
     assert sorted(seen) == sorted(hard)
     assert seen != list(hard)
+    assert max(together) == 7
 
 
 def test_labels_shifted_by_one_picture_do_not_pass(
@@ -247,7 +264,7 @@ def test_the_negative_control_moves_whole_pictures(project: Project, command: Co
         plain[::2, ..., 1] = 200
         np.save(f"scenes/part-{part}.npy", plain)
         Path(f"scenes/part-{part}.labels.npy").unlink()
-    ok(command, *INFER, "--source=scenes")
+    ok(command, *INFER, "--source=scenes", "--codec=topk", "--k=1")
     ok(command, "verify", "--source=scenes", "--teacher=models/teacher.onnx")
 
 
@@ -351,6 +368,32 @@ def test_anybodys_file_that_does_not_tell_its_positions(project: Project, comman
     # Not so many as a picture of 16x24 has in any size: a line of text, for one.
     foreign(32, 9)
     refused(command, 3, (*FOREIGN, *TOLD), "[?, 32, 9]", "3 class names")
+
+
+def test_sets_of_other_positions_are_not_merged(project: Project, command: Command) -> None:
+    foreign(3, 12, 8, order=(0, 2, 1))
+    ok(command, *FOREIGN, *TOLD, "--output=turned", "--allow-bad-teacher")
+    ok(command, *INFER, "--source=scenes")
+    merge = ("merge", "--labels=labels", "--labels=turned", "--output=both")
+    refused(command, 3, merge, "turned", "grid")
+
+
+def test_pictures_in_class_folders_are_labelled_without_masks(
+    project: Project, command: Command
+) -> None:
+    pixels, _ = scenes(4, HEIGHT, WIDTH, seed=3)
+    for row, picture in enumerate(pixels):
+        folder = Path("pictures", "north" if row % 2 else "south")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{row}.png")
+    ok(command, *INFER, "--source=pictures")
+    labels = softlabel.open("labels")
+    assert labels.classes == CLASSES
+    assert labels.manifest.statistics.labelled == 0
+    ok(command, "verify", "--source=pictures", "--teacher=models/teacher.onnx")
+    student = (*TRAIN, "--source=pictures", "--labels=labels", "--epochs=1")
+    ok(command, *student, "--loss=kd", "--soft-weight=1", "--output=student")
+    refused(command, 3, (*student, "--loss=hard"), "hard label")
 
 
 def test_what_goes_with_positions_and_what_does_not(project: Project, command: Command) -> None:
