@@ -61,7 +61,10 @@ def gather(params: ReportParams, progress: Progress) -> Material:
         trained = tuple(map(_named, reports))
     labels = None if params.labels is None else open_labelset(params.labels)
     if labels is not None and labels.manifest.identity.positions:
-        raise DataError(f"{labels.folder}: holds sequences, which report does not show")
+        raise DataError(
+            f"{labels.folder}: holds labels of positions (sequences, masks), which report does not "
+            "show; 'labels: null' in the report's section of params.yaml leaves them out"
+        )
     calibration = _calibration(params, labels)
     experiments = () if params.experiments is None else read_experiments(params.experiments)
     return Material(params, evaluation, cards, trained, labels, calibration, experiments)

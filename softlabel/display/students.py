@@ -103,8 +103,11 @@ def _spread(spread: Spread, factor: float = 1, unit: str = "") -> str:
 
 def page(report: PageReport) -> str:
     """The page, its size and what it shows."""
-    students = f"{counted(report.students, 'student')}, " if report.students else ""
-    return (
-        f"wrote {report.output}: {report.bytes / 2**20:.1f} MiB, {students}"
-        f"{counted(report.samples, 'sample')}; open it in a browser"
+    shown = (
+        (report.students, "student"),
+        (len(report.experiments), "experiment"),
+        (report.samples, "sample"),
     )
+    told = [counted(number, word) for number, word in shown if number]
+    size = f"{report.bytes / 2**20:.1f} MiB"
+    return f"wrote {report.output}: {', '.join([size, *told])}; open it in a browser"

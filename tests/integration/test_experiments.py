@@ -66,6 +66,8 @@ def test_experiments_alone_make_a_page(
     assert "dvc exp show --json > 'my experiments.json'" in page.text
     assert "--experiments 'my experiments.json'" in page.text
     assert "measured on" not in page.text
+    told = command("report", "--experiments=my experiments.json").stdout
+    assert "MiB, 4 experiments; open it in a browser" in told
     ids = {one["id"] for _, one in page.tags if "id" in one}
     assert {str(one["href"]).removeprefix("#") for one in page.all("a")} <= ids
 

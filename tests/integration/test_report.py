@@ -135,7 +135,7 @@ def test_labels_of_sequences_are_refused(make_world: World) -> None:
     params = make_world()
     packing = packing_of("dense-f16", positions=True)
     write_set(Path("sequences"), packing, [block_of(packing, 2, lengths=[2, 3])])
-    with pytest.raises(DataError, match="sequences: holds sequences, which report does not show"):
+    with pytest.raises(DataError, match=r"sequences: holds labels of positions .*'labels: null'"):
         run(params.model_copy(update={"labels": Path("sequences")}))
 
 
