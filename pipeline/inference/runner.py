@@ -174,7 +174,7 @@ def _run(
                 said = _Said(
                     samples.keys, samples.flat_labels, samples.views, samples.lengths, output
                 )
-                seen += len(samples)
+                seen += len(samples.flat_labels)
             yield _Batch(shard, slots.samples.keys, slots.left_out(), said)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from softlabel.pipeline.codecs.numerics import Floats, kl_sums
+from softlabel.pipeline.codecs.topk import TopK
 from softlabel.pipeline.shards.block import LabelBlock
 from softlabel.schemas.labelset import (
     Fidelity,
@@ -25,7 +26,8 @@ Reference = Callable[[float], Floats]
 class Tally:
     """Counts over one shard, and the KL of its first rows to what they were made from.
 
-    temperatures: those whose KL is summed. rows: how many of the shard's first rows are measured.
+    temperatures: those whose KL is summed. rows: how many of the shard's first rows are measured;
+    where rows have positions, those that begin within so many of these.
     """
 
     def __init__(self, temperatures: Sequence[float], rows: int) -> None:
@@ -40,16 +42,21 @@ class Tally:
     def add(self, block: LabelBlock, reference: Reference) -> None:
         """Count the rows of `block`, and measure those that are among the shard's first."""
         self.count(block)
-        rows = min(self._room, len(block))
+        rows = int(np.searchsorted(block.starts()[:-1], self._room - self._measured))
         if rows:
             measured = block.slice(0, rows)
             positions = len(measured.top1)
+            # What takes a product with the head is the same at every T.
+            decoded = None if isinstance(block.codec, TopK) else measured.logits()
             self._kl += [
-                kl_sums(reference(T)[:positions], [measured.logits(T)], (T,))[0]
+                kl_sums(
+                    reference(T)[:positions],
+                    [measured.logits(T) if decoded is None else decoded],
+                    (T,),
+                )[0]
                 for T in self._temperatures
             ]
             self._measured += positions
-            self._room -= rows
 
     def count(self, block: LabelBlock) -> None:
         """Count the rows of `block` without measuring any."""
@@ -91,5 +98,5 @@ class Tally:
 
 
 def measured_rows(shards: int) -> int:
-    """How many rows of each of so many shards are measured."""
+    """How many rows, or positions of rows, of each of so many shards are measured."""
     return -(-FIDELITY_ROWS // shards)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import softlabel
 from softlabel.pipeline.inference import batch_size, runner
+from softlabel.pipeline.shards import tally
 from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.sample import TeacherOutput
@@ -235,6 +236,25 @@ def test_positions_packed_beside_the_teacher(
     labelled = command(*INFER, "--codec=dense-f32")
     assert labelled.code == 0, labelled.stderr
     check_stored(tokens())
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_fidelity_is_of_so_many_positions(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    """Of whole rows that begin within so many, whether the host packs the others or not."""
+    monkeypatch.setattr(tally, "FIDELITY_ROWS", 97)
+    if packs:
+        monkeypatch.setattr(session, "packing_device", lambda provider, options: "cpu")
+    teacher(empty_project)
+    written(empty_project, tokens())
+    assert command(*INFER, "--codec=topk", "--k=2").code == 0
+    manifest = softlabel.open("labels").manifest
+    assert len(manifest.shards) == 1
+    lengths = np.array([len(row) for row in tokens()])
+    wanted = int(lengths[np.cumsum(lengths) - lengths < 97].sum())
+    assert [one.rows for one in manifest.fidelity] == [wanted] * len(manifest.fidelity)
+    assert 97 < wanted < lengths.sum() / 2
 
 
 def test_labels_shifted_by_one_position_do_not_pass(
