@@ -22,23 +22,21 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Samples not decoded yet, with their labels, of the same keys, where a label set is given."""
+    """Samples not decoded yet, with their labels, of the same keys, where a label set is given.
+
+    labels: hard ones, int64 `[N]`, or of sequences lists as in `SampleBlock`.
+    """
 
     keys: pa.StringArray
     pictures: Pictures
-    labels: pa.Int32Array
+    labels: Numbers | pa.LargeListArray
     block: LabelBlock | None
 
     def take(self, rows: Numbers) -> StoredRows:
         """The samples of these rows, in this order."""
         block = None if self.block is None else self.block.take(rows)
-        numbers = pa.array(rows)
-        return StoredRows(
-            self.keys.take(numbers) if block is None else block.keys,
-            taken(self.pictures, rows),
-            self.labels.take(numbers),
-            block,
-        )
+        keys = self.keys.take(pa.array(rows)) if block is None else block.keys
+        return StoredRows(keys, taken(self.pictures, rows), _taken(self.labels, rows), block)
 
 
 def concat(parts: Sequence[StoredRows]) -> StoredRows:
@@ -49,7 +47,7 @@ def concat(parts: Sequence[StoredRows]) -> StoredRows:
     return StoredRows(
         pa.concat_arrays([part.keys for part in parts]),
         joined([part.pictures for part in parts]),
-        pa.concat_arrays([part.labels for part in parts]),
+        _joined([part.labels for part in parts]),
         concat_blocks(blocks) if blocks else None,
     )
 
@@ -115,6 +113,8 @@ def _arrays(part: StoredRows) -> dict[str, Values]:
     found: dict[str, Values | None] = {}
     if isinstance(part.pictures, np.ndarray):
         found["pictures"] = part.pictures
+    if isinstance(part.labels, np.ndarray):
+        found["labels"] = part.labels
     if (block := part.block) is not None:
         found |= {"top1": block.top1, "shift": block.shift, "views": block.views}
         found |= {"lengths": block.lengths, "features": block.features}
@@ -138,4 +138,14 @@ def _with_arrays(part: StoredRows, arrays: Mapping[str, Values]) -> StoredRows:
             features=arrays.get("features"),
         )
     pictures = arrays.get("pictures", part.pictures)
-    return StoredRows(part.keys, pictures, part.labels, block)
+    return StoredRows(part.keys, pictures, arrays.get("labels", part.labels), block)
+
+
+def _taken(labels: Numbers | pa.LargeListArray, rows: Numbers) -> Numbers | pa.LargeListArray:
+    return labels[rows] if isinstance(labels, np.ndarray) else labels.take(pa.array(rows))
+
+
+def _joined(parts: Sequence[Numbers | pa.LargeListArray]) -> Numbers | pa.LargeListArray:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return pa.concat_arrays(parts)

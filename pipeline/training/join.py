@@ -224,11 +224,16 @@ class JoinedSamples:
             views = chosen_views(stored.keys, epoch, self._labels.views)
             lines = rows * self._labels.views + views
             block = self._labels_of(stored.keys, stored.labels, unit, views, lines)
-        return StoredRows(stored.keys, stored.pictures, stored.labels, block)
+        hard = stored.labels
+        if not pa.types.is_large_list(hard.type):
+            hard = hard.to_numpy().astype(np.int64)
+        return StoredRows(stored.keys, stored.pictures, hard, block)
 
     def _batch(self, rows: StoredRows) -> JoinedBatch:
         views = None if rows.block is None else rows.block.views
         pixels = self._source.pictures(rows.keys, rows.pictures, views)
+        if isinstance(rows.labels, np.ndarray):
+            return JoinedBatch(rows.keys, pixels, rows.labels, rows.block)
         samples = SampleBlock(rows.keys, pixels, rows.labels)
         labels = samples.hard_labels().astype(np.int64)
         labels[labels < 0] = IGNORED
