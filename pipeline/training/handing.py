@@ -65,10 +65,12 @@ def _received(*parts: Any) -> DistillationBatch:
 
 
 def _together(*tensors: Tensor) -> list[Tensor]:
-    """Copies of the tensors behind one another."""
+    """Copies of the tensors behind one another in shared memory."""
     sizes = (-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
     starts = list(itertools.accumulate(sizes, initial=0))
-    memory = torch.empty(starts[-1], dtype=torch.uint8)
+    # Shared from the start, as by torch's own collate: else a DataLoader copies it once more.
+    shared = torch.UntypedStorage._new_shared(starts[-1])
+    memory = torch.empty(0, dtype=torch.uint8).set_(shared)
     copies = []
     for start, tensor in zip(starts, tensors, strict=False):
         # Channels stay last where they are.
