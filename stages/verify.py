@@ -38,7 +38,7 @@ from softlabel.schemas.location import Location
 from softlabel.schemas.params import VerifyParams
 from softlabel.schemas.reports import VerifyReport
 from softlabel.schemas.reports.label_sets import Problem, Replay
-from softlabel.schemas.sample import TeacherOutput
+from softlabel.schemas.sample import POSITIONS, TeacherOutput
 
 # A replay may run elsewhere than the labels were made: what float32 arithmetic moves, and a
 # multiple of what the codec is known to lose.
@@ -48,8 +48,10 @@ KL_FACTOR = 10.0
 FEATURES_LIMIT = 5e-3
 # Rows among which the replayed ones are chosen, in random pieces of at most 8,192.
 REPLAY_WINDOW = 65536
-# Where a sample has many positions, so many in all.
-REPLAY_POSITIONS = 2**18
+# Where a sample has many positions, so many in all, and so many logits: 4 bytes each, held often.
+REPLAY_POSITIONS, REPLAY_LOGITS = 2**18, 2**27
+# The longest of so many sequences tells how long they are.
+SEEN_SEQUENCES = 64
 
 
 def run(params: VerifyParams, progress: Progress | None = None) -> VerifyReport:
@@ -152,8 +154,8 @@ def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
     source = source.fed(manifest.identity, f"the teacher of {params.labels}").naming(classes)
     # Of a picture, neighbours say nearly the same: the negative control moves whole pictures.
     each = 1 if grid is None else math.prod(grid)
-    fewer = max(2, REPLAY_POSITIONS // each)
-    params = params.model_copy(update={"replay": min(params.replay, fewer)})
+    fewer = min(params.replay, _most_samples(manifest, source))
+    params = params.model_copy(update={"replay": fewer})
     temperature = max(1.0, min(labels.temperatures))
     if is_subset(manifest, source):
         pixels, block = stored_rows(labels, source, params.replay, params.seed)
@@ -181,6 +183,15 @@ def _replay(params: VerifyParams, manifest: Manifest, source: Source) -> Replay:
         features_difference=features,
         shifted_features_difference=shifted_features,
     )
+
+
+def _most_samples(manifest: Manifest, source: Source) -> int:
+    """How many samples can be replayed, two at least, for all their logits to be held."""
+    identity = manifest.identity
+    positions = math.prod(identity.grid or ())
+    if identity.positions and identity.inputs is not None:
+        positions = source.first(SEEN_SEQUENCES).inputs[POSITIONS].shape[1]
+    return max(2, min(REPLAY_POSITIONS, REPLAY_LOGITS // len(identity.classes)) // positions)
 
 
 def _replay_features(

@@ -19,6 +19,7 @@ from softlabel.pipeline.shards import tally
 from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.sample import TeacherOutput
+from softlabel.stages import verify
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Outcome, Project
@@ -236,6 +237,18 @@ def test_positions_packed_beside_the_teacher(
     labelled = command(*INFER, "--codec=dense-f32")
     assert labelled.code == 0, labelled.stderr
     check_stored(tokens())
+
+
+def test_fewer_are_replayed_than_their_logits_would_fill_the_memory(
+    empty_project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher(empty_project)
+    written(empty_project, FULL)
+    assert command(*INFER, "--codec=dense-f32").code == 0
+    monkeypatch.setattr(verify, "REPLAY_LOGITS", 5 * LONGEST * CLASSES)
+    checked = command(*VERIFY, "--json")
+    assert checked.code == 0, checked.stdout
+    assert json.loads(checked.stdout)["replay"]["rows"] == 5 * LONGEST
 
 
 @pytest.mark.parametrize("packs", [False, True])
