@@ -20,12 +20,14 @@ class TrainingBatch:
     """N samples: pixels uint8 `[N, H, W, C]`, labels int64 `[N]`; what the teacher said, if any.
 
     Of sequences pixels are inputs as in `SampleBlock`, lengths says how many positions each has,
-    and all else is of these positions, one sample's after the other; a label may be `IGNORED`.
+    and all else is of these positions, one sample's after the other. partly: whether a label of
+    the source may be `IGNORED`.
     teacher: logits `[N, C]`; sparse, factored: in their place what a `topk` set kept, or what a
     `factored` one stores, where asked for. features: its stored features, float16 `[N, d]`,
     likewise.
     share: how much of a step's batch these are: less than 1 where ranks or parts divide it; of
-    sequences how many of its positions, and labelled_share of those with a hard label.
+    sequences how many of its positions. labelled_share: likewise of all with a hard label, where
+    they are so but partly.
     """
 
     keys: pa.StringArray
@@ -38,6 +40,7 @@ class TrainingBatch:
     lengths: npt.NDArray[np.uint32] | None = None
     labelled_share: float = 1.0
     factored: FactoredRows | None = None
+    partly: bool = False
 
     @property
     def labelled(self) -> int:
@@ -59,6 +62,7 @@ class TrainingBatch:
             None if lengths is None else lengths[rows],
             self.labelled_share,
             None if self.factored is None else self.factored.take(places),
+            self.partly,
         )
 
     def parts(self, number: int) -> Iterator[TrainingBatch]:
@@ -85,6 +89,7 @@ class TrainingBatch:
                 None if self.lengths is None else self.lengths[first:end],
                 self.labelled_share * labelled,
                 None if self.factored is None else self.factored.take(np.arange(start, stop)),
+                self.partly,
             )
 
     def _starts(self) -> npt.NDArray[np.int64]:

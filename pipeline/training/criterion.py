@@ -89,10 +89,15 @@ class DistillationLoss(nn.Module):
         """The loss of a batch and its raw terms, all batch means.
 
         student: logits `[N, C]`. targets: what `DistillationDataset` gave with the samples, or
-        any logits of the teacher, `[N, C]`. hard_labels: int64 `[N]`. Raises ParameterError where
-        these do not fit together.
+        any logits of the teacher, `[N, C]`. hard_labels: int64 `[N]`, -100 where unknown. Raises
+        ParameterError where these do not fit together.
         """
         _check_shapes(student, targets, hard_labels)
+        if self.loss == "dkd" and bool((hard_labels < 0).any()):
+            raise ParameterError(
+                "DistillationLoss: loss 'dkd' needs every hard label, and some are unknown (-100); "
+                "leave those out, or take loss 'kd'"
+            )
         teacher = None if self.loss == "hard" else self._teacher(student, targets)
         term = SoftTerm(self.temperature, self.soft_weight)
         return distillation_terms(self, term, student.float(), teacher, hard_labels)

@@ -92,11 +92,12 @@ def _fabric(
 
 
 def of_all_ranks(batch: TrainingBatch, fabric: Fabric) -> TrainingBatch:
-    """A rank's batch with its shares of the positions that all ranks have in this step.
+    """A rank's batch with its shares of what all ranks have in this step: positions, hard labels.
 
-    Of pictures as it is: there the samples are counted. All ranks call this together.
+    Of pictures that all have a hard label as it is: there the samples are counted. All ranks call
+    this together.
     """
-    if batch.lengths is None or fabric.world_size == 1:
+    if not batch.partly or fabric.world_size == 1:
         return batch
     own = [len(batch.labels), batch.labelled] if batch.share else [0, 0]
     counts = torch.tensor(own, dtype=torch.float64, device=fabric.device)

@@ -21,8 +21,8 @@ class DistillationBatch(NamedTuple):
 
     pixels: uint8 `[N, channels, height, width]`, channels last in memory, or what the transform
     made of each, stacked. targets: for `DistillationLoss`; None without a label set. hard_labels:
-    int64 `[N]`. keys: strings `[N]`; an array, for a `DataLoader` looks at each item of a list.
-    seen: how many samples of the epoch all ranks together have had with this step.
+    int64 `[N]`, -100 where unknown. keys: strings `[N]`; an array, for a `DataLoader` looks at each
+    item of a list. seen: how many samples of the epoch all ranks together have had with this step.
     """
 
     pixels: Tensor

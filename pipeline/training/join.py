@@ -63,7 +63,7 @@ class JoinedSamples:
 
     Where the labels are of views, the source gives these. Raises DataError where classes or source
     differ, a key that the set does not leave out has no label of its own, or a sample has no hard
-    label; what `replayed` raises where the views cannot be made.
+    label and no soft one either; what `replayed` raises where the views cannot be made.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class JoinedSamples:
             labels.check_temperature(temperature)
         if without is not None:
             check_belongs(source, without)
+        self._partly = labels is not None and _partly_labelled(labels)
         told = without if labels is None else labels
         self._rejected = RejectedRows(() if told is None else told.rejects)
         # What is read together is bounded by positions too, where a picture has many.
@@ -143,6 +144,7 @@ class JoinedSamples:
                 share,
                 batch.lengths,
                 factored=factored,
+                partly=batch.lengths is not None or self._partly,
             )
 
     def batches(
@@ -211,22 +213,16 @@ class JoinedSamples:
 
     def _unit(self, unit: Unit, epoch: int, rows: Numbers) -> StoredRows:
         stored = self._source.read_stored(unit, rows)
-        if stored.labels.null_count:
-            row = int(pc.index(stored.labels.is_null(), True).as_py())
-            raise DataError(
-                f"{self._source.path}: key {stored.keys[row].as_py()!r} has no hard label; "
-                "training needs one for every sample"
-            )
         block = None
-        if self._labels is None and pa.types.is_large_list(stored.labels.type):
+        if self._labels is None:
             _refuse_unlabelled(self._source, stored)
-        if self._labels is not None:
+        else:
             views = chosen_views(stored.keys, epoch, self._labels.views)
             lines = rows * self._labels.views + views
             block = self._labels_of(stored.keys, stored.labels, unit, views, lines)
         hard = stored.labels
         if not pa.types.is_large_list(hard.type):
-            hard = hard.to_numpy().astype(np.int64)
+            hard = hard.fill_null(IGNORED).to_numpy().astype(np.int64)
         return StoredRows(stored.keys, stored.pictures, hard, block)
 
     def _batch(self, rows: StoredRows) -> JoinedBatch:
@@ -272,8 +268,22 @@ def _stored_features(block: LabelBlock) -> npt.NDArray[np.float16] | None:
     return block.payload["features"] if isinstance(block.codec, Factored) else block.features
 
 
+def _partly_labelled(labels: Labels) -> bool:
+    """Whether some samples or positions of the set have no hard label."""
+    manifest = labels.manifest
+    return manifest.statistics.labelled < sum(shard.rows for shard in manifest.shards)
+
+
 def _refuse_unlabelled(source: Source, stored: ShardRows) -> None:
-    """Raise DataError where no position of these sequences has a hard label."""
+    """Raise DataError where a sample has no hard label, or no position of these sequences has."""
+    if not pa.types.is_large_list(stored.labels.type):
+        if stored.labels.null_count:
+            row = int(pc.index(stored.labels.is_null(), True).as_py())
+            raise DataError(
+                f"{source.path}: key {stored.keys[row].as_py()!r} has no hard label; training "
+                "needs one for every sample, or stored soft labels"
+            )
+        return
     labels = stored.labels.flatten()
     if labels.null_count == len(labels):
         raise DataError(

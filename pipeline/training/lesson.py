@@ -49,15 +49,12 @@ class Lesson:
 
     def plain(self, part: TrainingBatch, epoch: int) -> Outcome:
         """The samples as they are. Raises DataError where they give nothing to learn from."""
-        self._check_positions(part)
+        self._check_labels(part)
         said = self._student(self._inputs(part))
         student = said.logits if isinstance(said, Hinted) else said
         labels = self._tensor(part.labels)
         teacher = self._teacher(part)
-        terms = self._terms(epoch, student, teacher, labels)
-        if part.lengths is not None:
-            weight = 1.0 if teacher is None else 1 - soft_term(self._params, epoch).weight
-            terms = _of_all_labelled(terms, part, weight)
+        terms = self._of_all_labelled(self._terms(epoch, student, teacher, labels), part, epoch)
         if isinstance(said, Hinted) and part.features is not None:
             features = self._tensor(part.features).float()
             terms = with_hint(self._params, epoch, terms, said.features.float(), features)
@@ -71,6 +68,7 @@ class Lesson:
         Kept classes are each side's own: there the losses against both are mixed, which for the
         cross-entropy is the same.
         """
+        self._check_labels(part)
         own, other = self._tensor(part.pixels), self._tensor(partner.pixels)
         student: Tensor = self._student(mixture.pixels(own, other))
         teachers = [self._teacher(part), self._teacher(partner)]
@@ -80,8 +78,8 @@ class Lesson:
             teachers = [mixture.logits(teachers[0], teachers[1], T)] * 2
         labels = [self._tensor(part.labels), self._tensor(partner.labels)]
         sides = [
-            self._terms(epoch, student, teacher, hard)
-            for teacher, hard in zip(teachers, labels, strict=True)
+            self._of_all_labelled(self._terms(epoch, student, teacher, hard), side, epoch)
+            for side, teacher, hard in zip((part, partner), teachers, labels, strict=True)
         ]
         larger = labels[0] if mixture.share >= 0.5 else labels[1]
         return Outcome(mixture.terms(*sides), student, larger)
@@ -91,20 +89,24 @@ class Lesson:
             return self._tensor(part.pixels)
         return self._fabric.to_device(tensors(part.pixels))
 
-    def _check_positions(self, part: TrainingBatch) -> None:
-        if part.lengths is None:
-            return
+    def _check_labels(self, part: TrainingBatch) -> None:
         if not len(part.labels):
             raise DataError(
                 f"train: of {few(part.keys.to_pylist())} every position is padding; leave such "
                 "rows out, or take larger batches"
             )
+        if self._params.loss != "dkd" or not part.partly:
+            return
         unknown = np.flatnonzero(part.labels < 0)
-        if self._params.loss == "dkd" and len(unknown):
-            row = int(np.searchsorted(np.cumsum(part.lengths), unknown[0], side="right"))
+        if len(unknown):
+            ends = np.arange(1, len(part.keys) + 1)
+            if part.lengths is not None:
+                ends = np.cumsum(part.lengths)
+            row = int(np.searchsorted(ends, unknown[0], side="right"))
+            what = "no hard label" if part.lengths is None else "a position without a hard label"
             raise DataError(
-                f"train: key {part.keys[row].as_py()!r} has a position without a hard label, and "
-                "loss 'dkd' needs one everywhere; label it, or use loss 'kd'"
+                f"train: key {part.keys[row].as_py()!r} has {what}, and loss 'dkd' needs one "
+                "everywhere; label it, or use loss 'kd'"
             )
 
     def _terms(
@@ -114,6 +116,19 @@ class Lesson:
             teacher = certain(labels, student.float())
         term = soft_term(self._params, epoch)
         return distillation_terms(self._params, term, student.float(), teacher, labels)
+
+    def _of_all_labelled(self, terms: LossTerms, part: TrainingBatch, epoch: int) -> LossTerms:
+        """The terms with the hard one as large as the step's mean wants it.
+
+        That is a mean over what has a hard label, of which a part may have more or fewer than its
+        share of all.
+        """
+        if not part.partly:
+            return terms
+        factor = part.labelled_share / part.share if part.share else 0.0
+        weight = 1.0 if terms.soft is None else 1 - soft_term(self._params, epoch).weight
+        total = terms.total + weight * (factor - 1) * terms.hard
+        return terms._replace(total=total, hard=factor * terms.hard)
 
     def _teacher(self, part: TrainingBatch) -> Tensor | SparseTeacher | None:
         if part.sparse is not None:
@@ -131,14 +146,3 @@ class Lesson:
 
     def _tensor(self, array: Any) -> Tensor:
         return self._fabric.to_device(torch.from_numpy(array))
-
-
-def _of_all_labelled(terms: LossTerms, part: TrainingBatch, weight: float) -> LossTerms:
-    """The terms with the hard one, which has this weight, as large as the step's mean wants it.
-
-    That is a mean over the positions with a hard label, of which a part may have more or fewer than
-    its share of all positions.
-    """
-    factor = part.labelled_share / part.share if part.share else 0.0
-    total = terms.total + weight * (factor - 1) * terms.hard
-    return terms._replace(total=total, hard=factor * terms.hard)

@@ -102,6 +102,19 @@ def test_ranks_and_parts_see_the_batches_of_one_process() -> None:
 
 
 @pytest.mark.slow
+def test_ranks_and_parts_have_other_shares_of_the_hard_labels(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "some", SHARDS, unlabelled=3)
+    write_labels(tmp_path / "of-some", source)
+    some: dict[str, Any] = {"source": "some", "labels": "of-some", "soft_weight": 0.3}
+    two, one = job("two", **some, accumulate=3), job("one", **some)
+    outcome = torchrun(2, two | {"unlabelled": 3})
+    assert outcome.returncode == 0, outcome.stderr
+    ranks_driver.run(one | {"unlabelled": 3}, rank=0)
+    for together, alone in zip(history("two"), history("one"), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_one_goes_on() -> None:
     ranks_driver.run(job("quiet"), rank=0)
     outcome = torchrun(2, job("killed", checkpoint_steps=3) | {"die": STEPS + 5})

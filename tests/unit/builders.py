@@ -54,13 +54,14 @@ def encode_half(logits: npt.NDArray[np.float32], temperatures: Sequence[float]) 
     return Half(rows, columns, columns["logits"], columns["lse"], rows.shift, rows.top1)
 
 
-def samples(rows: int, first: int = 0) -> SampleBlock:
-    """Samples number `first` and on, all with a hard label."""
+def samples(rows: int, first: int = 0, unlabelled: int | None = None) -> SampleBlock:
+    """Samples number `first` and on, all with a hard label but every so-many-th where asked."""
     numbers = np.arange(first, first + rows)
     pixels = np.zeros((rows, 6), np.uint8)
     pixels[:, :4] = numbers.astype("<u4").view(np.uint8).reshape(rows, 4)
     keys = pa.array([f"n{number}" for number in numbers], pa.string())
-    labels = pa.array((numbers % len(CLASSES)).astype(np.int32))
+    bare = None if unlabelled is None else numbers % unlabelled == 0
+    labels = pa.array((numbers % len(CLASSES)).astype(np.int32), mask=bare)
     return SampleBlock(keys, pixels.reshape(rows, *SHAPE), labels)
 
 
@@ -90,12 +91,17 @@ def numbers_of_logits(shifted: npt.NDArray[Any]) -> list[int]:
 
 
 def write_source(
-    folder: Path, shard_rows: tuple[int, ...], classes: tuple[str, ...] = CLASSES, first: int = 0
+    folder: Path,
+    shard_rows: tuple[int, ...],
+    classes: tuple[str, ...] = CLASSES,
+    first: int = 0,
+    unlabelled: int | None = None,
 ) -> Source:
     """A source of consecutive numbers, cut into shards of `shard_rows`."""
     folder.mkdir(parents=True)
     for index, rows in enumerate(shard_rows):
-        write_source_shard(folder / f"part-{index:05d}.parquet", samples(rows, first), classes)
+        block = samples(rows, first, unlabelled)
+        write_source_shard(folder / f"part-{index:05d}.parquet", block, classes)
         first += rows
     return open_source(folder)
 
