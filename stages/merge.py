@@ -79,8 +79,9 @@ class _Merging:
     ) -> Receipt:
         """Write one shard; raises DataError as `merge_blocks` does."""
         portion = self._portions[shard.name]
-        temperatures = self._packing.identity.temperatures
-        tally = Tally(temperatures, measured_rows(len(self._portions)))
+        identity = self._packing.identity
+        rows = measured_rows(len(self._portions), identity.grid)
+        tally = Tally(identity.temperatures, rows)
         with writing_shard(folder, shard.name, self._packing) as writer:
             for blocks in self._members.read(portion.first, portion.stop):
                 d, shift = mean_of(self._mean, self._members.logits(blocks))
@@ -90,8 +91,8 @@ class _Merging:
                 on_rows(len(merged))
             file = writer.finish()
         source = digests_of(shard, self._digests)
-        identity, rejects = self._packing.identity_sha256, self._rejects[shard.name]
-        return tally.receipt(shard, identity, file, source, rejects=rejects)
+        digest, rejects = self._packing.identity_sha256, self._rejects[shard.name]
+        return tally.receipt(shard, digest, file, source, rejects=rejects)
 
 
 def _at_any_temperature(d: Floats) -> Callable[[float], Floats]:

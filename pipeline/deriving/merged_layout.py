@@ -130,8 +130,9 @@ class MergedWriting:
     ) -> Receipt:
         """Write one shard. Raises DataError where the tar changed, or a key cannot be a name."""
         path = self._paths[shard.name]
-        temperatures = self._packing.identity.temperatures
-        tally = Tally(temperatures, measured_rows(len(self._paths)) if self.repacks else 0)
+        identity = self._packing.identity
+        rows = measured_rows(len(self._paths), identity.grid) if self.repacks else 0
+        tally = Tally(identity.temperatures, rows)
         with (
             HashingReader(path) as source,
             publishing(shard_path(folder, shard.name, self._packing)) as file,

@@ -64,8 +64,9 @@ class Rewriting:
         self, shard: ShardPlan, folder: Path, on_rows: Callable[[int], None]
     ) -> Receipt:
         """Write one shard. Raises DataError, naming a key, where the new codec cannot hold it."""
-        temperatures = self._packing.identity.temperatures
-        tally = Tally(temperatures, measured_rows(len(self._portions)))
+        identity = self._packing.identity
+        rows = measured_rows(len(self._portions), identity.grid)
+        tally = Tally(identity.temperatures, rows)
         with writing_shard(folder, shard.name, self._packing) as writer:
             for block in self._rows(self._portions[shard.name]):
                 self._write(block, writer.append, tally)

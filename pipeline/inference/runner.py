@@ -125,7 +125,7 @@ def label_shards(
     packing = folder_packing(folder, plan)
     read = prefetch(_read(shards, source, batch_size, on_bad, busy), QUEUE_BATCHES, "read")
     pack = None if packer is None else packer(packing.codec)
-    measured = measured_rows(len(plan.shards))
+    measured = measured_rows(len(plan.shards), plan.identity.grid)
     ran = prefetch(_run(read, run_teacher, pack, measured, busy), QUEUE_BATCHES, "teacher")
     encoded = prefetch(_encode(ran, packing, measured, busy), QUEUE_BATCHES, "encode")
     with contextlib.closing(encoded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,8 +18,10 @@ from softlabel.schemas.labelset import (
     SourceDigest,
     Statistics,
 )
+from softlabel.schemas.teacher import Grid
 
 FIDELITY_ROWS = 1024
+FIDELITY_PICTURES, FIDELITY_POSITIONS = 16, 2**20
 # The logits that stored ones are compared with, float32 [P, C], for use at a temperature.
 Reference = Callable[[float], Floats]
 
@@ -97,6 +100,14 @@ class Tally:
         )
 
 
-def measured_rows(shards: int) -> int:
-    """How many rows, or positions of rows, of each of so many shards are measured."""
-    return -(-FIDELITY_ROWS // shards)
+def measured_rows(shards: int, grid: Grid | None) -> int:
+    """How many rows, or positions of rows, of each of so many shards are measured.
+
+    grid: of the positions of a picture. What one says is no sample of all: a million positions are
+    measured, or 16 pictures, and never more pictures than other rows.
+    """
+    if grid is None:
+        return -(-FIDELITY_ROWS // shards)
+    each = math.prod(grid)
+    pictures = min(FIDELITY_ROWS, max(FIDELITY_PICTURES, FIDELITY_POSITIONS // each))
+    return -(-pictures // shards) * each

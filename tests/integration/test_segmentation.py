@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import softlabel
 from softlabel.pipeline.labelset.labelset import open_labelset
+from softlabel.pipeline.shards import tally
 from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
@@ -239,6 +240,18 @@ def test_every_position_meets_its_own_label(
     assert sorted(seen) == sorted(hard)
     assert seen != list(hard)
     assert max(together) == 7
+
+
+def test_fidelity_is_of_many_pictures(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones may be easy, and what `verify` allows others rests on it."""
+    each = GRID[0] * GRID[1]
+    monkeypatch.setattr(tally, "FIDELITY_POSITIONS", 20 * each)
+    ok(command, *INFER, "--source=scenes", "--shard-rows=48")
+    labels = softlabel.open("labels")
+    assert len(labels.manifest.shards) == 2
+    assert labels.manifest.fidelity[0].rows == 20 * each
 
 
 def test_labels_shifted_by_one_picture_do_not_pass(

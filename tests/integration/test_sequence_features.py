@@ -190,7 +190,7 @@ def test_packed_beside_the_teacher(
 ) -> None:
     """As on a device, where all rows but the first, which are measured, are packed by torch."""
     monkeypatch.setattr(session, "packing_device", lambda provider, options: "cpu")
-    monkeypatch.setattr(runner, "measured_rows", lambda shards: 8)
+    monkeypatch.setattr(runner, "measured_rows", lambda shards, grid: 8)
     teacher(world, *FORMS["Gemm"])
     ran(command, *FACTORED)
     check_stored(expected())

@@ -231,7 +231,7 @@ def test_positions_packed_beside_the_teacher(
 ) -> None:
     """As on a device, where all rows but the first, which are measured, are packed by torch."""
     monkeypatch.setattr(session, "packing_device", lambda provider, options: "cpu")
-    monkeypatch.setattr(runner, "measured_rows", lambda shards: 8)
+    monkeypatch.setattr(runner, "measured_rows", lambda shards, grid: 8)
     teacher(empty_project)
     written(empty_project, tokens())
     labelled = command(*INFER, "--codec=dense-f32")
