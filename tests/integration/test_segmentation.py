@@ -383,12 +383,16 @@ def test_anybodys_file_that_does_not_tell_its_positions(project: Project, comman
     refused(command, 3, (*FOREIGN, *TOLD), "[?, 32, 9]", "3 class names")
 
 
-def test_sets_of_other_positions_are_not_merged(project: Project, command: Command) -> None:
+def test_sets_of_other_positions_are_not_compared(project: Project, command: Command) -> None:
     foreign(3, 12, 8, order=(0, 2, 1))
     ok(command, *FOREIGN, *TOLD, "--output=turned", "--allow-bad-teacher")
     ok(command, *INFER, "--source=scenes")
     merge = ("merge", "--labels=labels", "--labels=turned", "--output=both")
     refused(command, 3, merge, "turned", "grid")
+    kd = (*TRAIN, "--source=scenes", "--loss=kd", "--epochs=1", "--output=models/students/kd")
+    ok(command, *kd, "--labels=labels")
+    evaluate = ("evaluate", "--source=scenes", "--labels=turned")
+    refused(command, 3, evaluate, "8x12 positions", "turned", "12x8 positions")
 
 
 def test_pictures_in_class_folders_are_labelled_without_masks(
