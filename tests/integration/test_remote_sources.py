@@ -90,7 +90,7 @@ def test_labels_and_pictures_are_those_of_the_copy_here(
         assert "replay" in checked.checks
         epochs = [
             [
-                (batch.keys, batch.pixels.numpy().tobytes())
+                (batch.keys.tolist(), batch.pixels.numpy().tobytes())
                 for batch in DistillationDataset(source, project.root / name, batch_size=16)
             ]
             for source, name in ((str(remote), "here"), (folder, "there"))

@@ -147,7 +147,7 @@ def test_a_loop_of_ones_own_sees_the_same_views(pictures: Project, command: Comm
         for batch, other in zip(
             DataLoader(dataset, None, num_workers=workers), wanted, strict=True
         ):
-            assert batch.keys == other.keys.to_pylist()
+            assert batch.keys.tolist() == other.keys.to_pylist()
             assert np.array_equal(batch.pixels.permute(0, 2, 3, 1).numpy(), other.pixels)
 
 
