@@ -70,7 +70,7 @@ class EpochMeans:
             soft=means.get("soft"),
             soft_kl=means.get("soft_kl"),
             hint=means.get("hint"),
-            train_accuracy=means["hits"] / (means["labelled"] or 1.0),
+            train_accuracy=means["hits"] / means["labelled"] if means["labelled"] else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

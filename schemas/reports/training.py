@@ -14,10 +14,11 @@ from softlabel.schemas.teacher import Grid, Interpolation, NumberInput, Preproce
 class EpochRecord(Record):
     """One epoch: means over its samples, of sequences over their positions.
 
-    Terms that the loss does not have are null. soft_kl is the soft term's cross-entropy less the
-    teacher's entropy, in nats at temperature T. unseen: where the epoch's predictions were
-    published, the samples that it did not see. mutual_information: in nats, between training
-    samples and the difference of two logits; what it rests on stands in the report.
+    Terms that the loss does not have are null, and train_accuracy where nothing has a hard label.
+    soft_kl is the soft term's cross-entropy less the teacher's entropy, in nats at temperature T.
+    unseen: where the epoch's predictions were published, the samples that it did not see.
+    mutual_information: in nats, between training samples and the difference of two logits; what it
+    rests on stands in the report.
     """
 
     epoch: int
@@ -27,7 +28,7 @@ class EpochRecord(Record):
     soft: float | None = None
     soft_kl: float | None = None
     hint: float | None = None
-    train_accuracy: float
+    train_accuracy: float | None = None
     validation_accuracy: float | None = None
     validation_nll: float | None = None
     mutual_information: float | None = None

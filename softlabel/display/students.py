@@ -20,7 +20,9 @@ def train(report: TrainReport) -> str:
 def _trained(report: TrainReport) -> str:
     best = report.best_epoch
     last = report.history[-1 if best is None else best]
-    figures = [f"loss {last.loss:.4f}", f"training accuracy {last.train_accuracy:.2%}"]
+    figures = [f"loss {last.loss:.4f}"]
+    if last.train_accuracy is not None:
+        figures.append(f"training accuracy {last.train_accuracy:.2%}")
     if last.validation_accuracy is not None:
         figures.append(f"validation accuracy {last.validation_accuracy:.2%}")
     which = "" if best is None else f" (epoch {best} of {len(report.history)}, counted from 0)"

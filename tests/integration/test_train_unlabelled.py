@@ -77,6 +77,7 @@ def test_soft_labels_alone_teach(command: Command) -> None:
     history = curve(command, "on-none", "--source=none", "--labels=of-none", "--loss=kd")
     assert [epoch["hard"] for epoch in history] == [0.0] * 4
     assert history[-1]["soft"] < history[0]["soft"]
+    assert "train_accuracy" not in history[-1]
 
 
 def test_the_dataset_says_which_labels_are_unknown() -> None:
