@@ -24,6 +24,7 @@ from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.sources.table_source import table_source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.location import Location
 from softlabel.schemas.sample import Array
@@ -100,7 +101,7 @@ def open_array_tables(path: Location, files: Mapping[Path, Mapping[str, StoredAr
     found = {file: _columns(file, arrays) for file, arrays in tables.items()}
     check_agreement(path, {file: columns for file, columns in found.items()})
     shards = [ArrayTable(file, tables[file], columns) for file, columns in found.items()]
-    return Source(path, shards, (), numbers=shards[0].columns.numbers)
+    return table_source(path, shards, shards[0].columns)
 
 
 def can_be_column(name: str, array: StoredArray) -> bool:

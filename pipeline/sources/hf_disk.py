@@ -28,7 +28,6 @@ from softlabel.pipeline.sources.number_columns import NumberColumns, find_number
 from softlabel.pipeline.sources.picture_columns import (
     PIECE_ROWS,
     find_columns,
-    has_masks,
     has_pictures,
 )
 from softlabel.pipeline.sources.reasons import no_such_source, reason
@@ -36,6 +35,7 @@ from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.sources.table_source import table_source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.teacher import NumberInput
 
@@ -70,17 +70,7 @@ def open_hf_disk(path: Path) -> Source:
     shards = [ArrowTable(file, columns, starts) for file, (columns, starts) in found.items()]
     if not shards:
         return Source(path, (), ())
-    first = shards[0].columns
-    numbers = first.numbers if isinstance(first, NumberColumns) else None
-    others = first.others
-    return Source(
-        path,
-        shards,
-        others.classes,
-        numbers=numbers,
-        listed=others.listed,
-        masked=has_masks(first),
-    )
+    return table_source(path, shards, shards[0].columns)
 
 
 class ArrowTable:

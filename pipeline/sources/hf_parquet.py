@@ -25,7 +25,6 @@ from softlabel.pipeline.sources.picture_columns import (
     PIECE_BYTES,
     PIECE_ROWS,
     find_columns,
-    has_masks,
     has_pictures,
 )
 from softlabel.pipeline.sources.reasons import reason
@@ -33,6 +32,7 @@ from softlabel.pipeline.sources.row_keys import check_stems, numbered_keys
 from softlabel.pipeline.sources.sequences import Sequences
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.pipeline.sources.source import Source
+from softlabel.pipeline.sources.table_source import table_source
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.location import Location
 from softlabel.schemas.teacher import NumberInput
@@ -51,17 +51,7 @@ def open_hf_parquet(path: Location, files: Sequence[Location]) -> Source:
         ParquetTable(file, columns, groups, size_of(file))
         for file, (columns, groups) in found.items()
     ]
-    first = shards[0].columns
-    numbers = first.numbers if isinstance(first, NumberColumns) else None
-    others = first.others
-    return Source(
-        path,
-        shards,
-        others.classes,
-        numbers=numbers,
-        listed=others.listed,
-        masked=has_masks(first),
-    )
+    return table_source(path, shards, shards[0].columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabel.pipeline.sources.label_columns import LabelColumns, TableColumns, find_labels
+from softlabel.pipeline.sources.label_columns import LabelColumns, find_labels
 from softlabel.pipeline.sources.shard import ShardRows
 from softlabel.schemas.errors import DataError
 from softlabel.schemas.location import Location
@@ -83,11 +83,6 @@ def find_columns(
 def has_pictures(schema: pa.Schema) -> bool:
     """Whether some column is named as pictures are, or can hold them."""
     return any(field.name in PICTURES or _is_picture(field.type) for field in schema)
-
-
-def has_masks(columns: TableColumns) -> bool:
-    """Whether hard labels are masks."""
-    return isinstance(columns, PictureColumns) and columns.mask is not None
 
 
 def _encoded(batch: pa.RecordBatch, name: str, *, nested: bool) -> pa.Array:

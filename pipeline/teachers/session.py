@@ -169,11 +169,9 @@ class TeacherSession:
         spec = self._teacher.spec
         if spec.grid is not None:
             return [self._batch_size, math.prod(spec.grid)]
-        return (
-            [self._batch_size, samples[POSITIONS].shape[1]]
-            if spec.positions
-            else [self._batch_size]
-        )
+        if spec.positions:
+            return [self._batch_size, samples[POSITIONS].shape[1]]
+        return [self._batch_size]
 
     def _logits(self, values: AnyArray, samples: Array) -> AnyArray:
         """Logits of NumPy or torch as `[batch, classes]`, or `[batch, positions, classes]`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from softlabel.pipeline.inference import runner
 from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.labelset import Manifest
-from softlabel.schemas.sample import Array, TeacherOutput
+from softlabel.schemas.sample import TeacherOutput
 
 if TYPE_CHECKING:
     from tests.conftest import Command, Project
@@ -196,19 +198,32 @@ def test_packed_beside_the_teacher(
     check_stored(expected())
 
 
+@contextlib.contextmanager
+def saying_otherwise(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[TeacherOutput], TeacherOutput]
+) -> Iterator[None]:
+    """Teachers whose output is changed before anybody sees it."""
+    run = TeacherSession.run
+    with monkeypatch.context() as patched:
+        patched.setattr(TeacherSession, "run", lambda self, rows: change(run(self, rows)))
+        yield
+
+
+def shifted(said: TeacherOutput) -> TeacherOutput:
+    return said.take(np.roll(np.arange(len(said.logits)), 1))
+
+
+def with_shifted_features(said: TeacherOutput) -> TeacherOutput:
+    assert said.features is not None
+    return replace(said, features=np.roll(said.features, 1, axis=0))
+
+
 def test_features_shifted_by_one_position_do_not_pass(
     world: Project, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features and logits alike: nothing but the replay can see it."""
     teacher(world, *FORMS["MatMul"])
-    run = TeacherSession.run
-
-    def shifted(self: TeacherSession, rows: Array) -> TeacherOutput:
-        said = run(self, rows)
-        return said.take(np.roll(np.arange(len(said.logits)), 1))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TeacherSession, "run", shifted)
+    with saying_otherwise(monkeypatch, shifted):
         ran(command, *FACTORED, "--allow-bad-teacher")
     checked = command(*VERIFY)
     assert checked.code == 1
@@ -287,15 +302,7 @@ def test_other_positions_features_do_not_pass(
     world: Project, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher(world, *FORMS["MatMul"])
-    run = TeacherSession.run
-
-    def shifted(self: TeacherSession, rows: Array) -> TeacherOutput:
-        said = run(self, rows)
-        assert said.features is not None
-        return replace(said, features=np.roll(said.features, 1, axis=0))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TeacherSession, "run", shifted)
+    with saying_otherwise(monkeypatch, with_shifted_features):
         ran(command, *KEPT, "--features=h")
     checked = command(*VERIFY)
     assert checked.code == 1

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import softlabel
 from softlabel.pipeline.inference import batch_size, runner
 from softlabel.pipeline.shards import tally
+from softlabel.pipeline.sources.opening import open_source
 from softlabel.pipeline.teachers import session
 from softlabel.pipeline.teachers.session import TeacherSession
 from softlabel.schemas.sample import TeacherOutput
@@ -181,6 +182,7 @@ def test_sequences_in_an_npz_and_in_a_saved_dataset(
         ended = command(*INFER, *flags)
         assert ended.code == 0, ended.stderr
         check_stored(rows)
+        assert open_source(empty_project.root / source).listed
 
 
 def test_a_length_column_says_where_padding_begins(
